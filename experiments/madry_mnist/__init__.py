@@ -1,0 +1,1 @@
+"""Madry's MNIST table: adversarial training against PGD in an linf ball of 0.3."""

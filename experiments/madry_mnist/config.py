@@ -1,0 +1,59 @@
+"""What a run consists of; the paper's values, and a schedule that fits two CPU cores."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+HELD_OUT = 5000
+"""Last training images, kept for every choice made; the test set is used once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Schedule of one training and of its evaluation.
+
+    Attributes:
+        num_epochs: Passes over the 55,000 training images.
+        batch_size: Images a step.
+        learning_rate: Adam's; constant where `decay` is "constant".
+        decay: "cosine" falls to zero over the run.
+        num_steps: PGD steps of the training attack.
+        step_size: Its step; 2.5 * eps / num_steps where None, which follows the warm-up.
+        warmup_epochs: Epochs over which eps rises linearly from 0.
+        eps: Radius, linf, of [0, 1].
+        num_test: Test images evaluated (the first ones).
+        seed: Seed of everything.
+    """
+
+    num_epochs: int
+    batch_size: int
+    learning_rate: float
+    decay: Literal["cosine", "constant"]
+    num_steps: int
+    step_size: float | None
+    warmup_epochs: int
+    eps: float = 0.3
+    num_test: int = 10_000
+    seed: int = 0
+
+
+PAPER = Config(
+    num_epochs=91, batch_size=50, learning_rate=1e-4, decay="constant", num_steps=40,
+    step_size=0.01, warmup_epochs=0,
+)  # fmt: skip
+"""100,000 steps of 50 images, Adam 1e-4, 40 x 0.01 (methods.md B)."""
+
+CPU = Config(
+    num_epochs=14, batch_size=128, learning_rate=1e-3, decay="cosine", num_steps=7,
+    step_size=None, warmup_epochs=3, num_test=2000,
+)  # fmt: skip
+"""Our choice, scaled down: 6,000 steps of 128 images, 7 PGD steps, warm-up of eps."""
+
+SMOKE = Config(
+    num_epochs=1, batch_size=128, learning_rate=1e-3, decay="cosine", num_steps=1,
+    step_size=None, warmup_epochs=0, num_test=64,
+)  # fmt: skip
+"""Only shows that the code runs; its numbers mean nothing."""
+
+PRESETS = {"paper": PAPER, "cpu": CPU, "smoke": SMOKE}

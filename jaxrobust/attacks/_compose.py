@@ -1,0 +1,153 @@
+"""Attacks made of attacks: the next one only faces what the last one left."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxrobust import checks, losses
+from jaxrobust.threat import Ball
+from jaxrobust.types import Attack, Images, Keys, Labels, LogitsFn, per_example, row_keys
+
+
+def at_eps(attack: Attack, eps: float) -> Attack:
+    """Pin an attack to a radius of its own, whatever ball it is later handed.
+
+    Recorded distances of attacks at rising radii are the curve of accuracy against eps.
+
+    Args:
+        attack: Any attack of the common form.
+        eps: Its radius from now on, in pixel units.
+
+    >>> from jaxrobust.attacks import fgsm
+    >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
+    >>> at_eps(fgsm, 0.125)(logits_fn, jnp.full((1, 2), 0.5), jnp.array([0]),
+    ...     key=jax.random.key(0), ball=Ball("linf", 0.25))
+    Array([[0.375, 0.375]], dtype=float32)
+    """
+
+    def pinned(logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Ball) -> Array:
+        return attack(logits_fn, x, y, key=key, ball=dataclasses.replace(ball, eps=eps))
+
+    return pinned
+
+
+def on_alive(attack: Attack, chunk: int) -> Callable[..., Array]:
+    """Spend an attack only on the rows still alive, in compiled chunks of a fixed shape.
+
+    Rows are ordered alive-first and attacked chunk by chunk while any are left, so the cost falls
+    with the number alive and nothing is retraced.
+
+    Args:
+        attack: Any attack of the common form.
+        chunk: Rows attacked at once.
+
+    Returns:
+        `run(logits_fn, x, y, alive, *, key, ball) -> x_adv`, with the clean rows where not alive.
+
+    >>> from jaxrobust.attacks import fgsm
+    >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
+    >>> on_alive(fgsm, 1)(logits_fn, jnp.full((2, 1), 0.5), jnp.array([0, 0]),
+    ...     jnp.array([False, True]), key=jax.random.key(0), ball=Ball("linf", 0.25))
+    Array([[0.5 ],
+           [0.25]], dtype=float32)
+    """
+    checks.check_count(chunk, "chunk")
+
+    def run(
+        logits_fn: LogitsFn, x: Any, y: Any, alive: Array, *, key: Any, ball: Ball
+    ) -> Array:
+        x, y = jnp.asarray(x), jnp.asarray(y)
+        num_rows = x.shape[0]
+        keys = row_keys(key, num_rows)
+        order = jnp.argsort(~alive, stable=True)
+        num_alive = jnp.sum(alive)
+        num_chunks = -(-num_rows // chunk)
+        # Fill the last chunk by repeating rows: their work is thrown away below.
+        order = order[jnp.arange(num_chunks * chunk) % num_rows]
+
+        def rows(leaf: Any, which: Array) -> Any:
+            return leaf[which] if jnp.ndim(leaf) else leaf
+
+        def body(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            start, out = carry
+            which = jax.lax.dynamic_slice_in_dim(order, start, chunk)
+            part = dataclasses.replace(ball, eps=rows(ball.eps, which))
+            attacked = attack(logits_fn, x[which], y[which], key=keys[which], ball=part)
+            return start + chunk, jax.lax.dynamic_update_slice_in_dim(out, attacked, start, 0)
+
+        zero = num_alive * 0
+        slots = jnp.zeros_like(x, shape=(num_chunks * chunk, *x.shape[1:])) + 0 * x[:1]
+        _, slots = jax.lax.while_loop(lambda carry: carry[0] < num_alive, body, (zero, slots))
+        place = jnp.argsort(order[:num_rows])
+        mask = alive.reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.where(mask, slots[place], x)
+
+    return run
+
+
+def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
+    """One attack made of several: each member only faces the examples that still stand.
+
+    Args:
+        members: Attacks by name, in order. A member draws from `fold_in(key, crc32(name))`, so
+            changing the order changes nobody's draws.
+        chunk: Rows attacked at once; see `on_alive`.
+
+    Returns:
+        An attack of the common form (untargeted). Where no member succeeds it returns the last
+        member's attempt; an example that the model gets wrong anyway comes back clean.
+
+    Raises:
+        ValueError: If there are no members, or chunk is not at least 1.
+
+    References:
+        The per-example worst case over attacks: AutoAttack (Croce and Hein 2020).
+
+    >>> from jaxrobust.attacks import fgsm, pgd
+    >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
+    >>> both = first_success({"fgsm": fgsm, "pgd": pgd})
+    >>> both(logits_fn, jnp.full((1, 2), 0.4), jnp.array([0]), key=jax.random.key(0),
+    ...      ball=Ball("linf", 0.25))
+    Array([[0.4, 0.4]], dtype=float32)
+    """
+    if not members:
+        raise ValueError("members must hold at least one attack; got none")
+    runs = {name: on_alive(attack, chunk) for name, attack in members.items()}
+
+    def composed(
+        logits_fn: LogitsFn, x: Images, y: Labels, *, key: Keys, ball: Ball
+    ) -> Float[Array, "batch *dims"]:
+        x, y = jnp.asarray(x), jnp.asarray(y)
+        keys = row_keys(key, x.shape[0])
+        model = per_example(logits_fn)
+
+        def fooled(images: Array, salt: str) -> Array:
+            judged = jax.vmap(model)(images, salted(keys, salt))
+            return jax.vmap(lambda out, y: losses.success(losses.margin, out, y))(judged, y)
+
+        best = x
+        alive = ~fooled(x, "clean")
+        for name, run in runs.items():
+            attacked = run(logits_fn, x, y, alive, key=salted(keys, name), ball=ball)
+            mask = alive.reshape(-1, *[1] * (x.ndim - 1))
+            best = jnp.where(mask, attacked, best)
+            alive = alive & ~fooled(best, f"judge {name}")
+        return jax.lax.stop_gradient(best)
+
+    return composed
+
+
+def salted(keys: Array, name: str) -> Array:
+    """Row keys of a member: its name's checksum folded in.
+
+    >>> salted(jax.random.split(jax.random.key(0), 2), "pgd").shape
+    (2,)
+    """
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(name.encode()))

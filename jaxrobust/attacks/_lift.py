@@ -1,0 +1,105 @@
+"""From a search on one example to an attack on a batch: checks, keys, vmap, jit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jaxrobust import checks
+from jaxrobust.losses import Loss
+from jaxrobust.threat import Ball
+from jaxrobust.types import (
+    Images,
+    Keys,
+    Labels,
+    LogitsFn,
+    as_partial,
+    logits_of,
+    per_example,
+    row_keys,
+)
+
+
+def lift(
+    search: Callable[..., PyTree],
+    logits_fn: LogitsFn,
+    x: Images,
+    y: Labels,
+    *,
+    key: Keys,
+    ball: Ball,
+    scalars: dict[str, Any] | None = None,
+    **static: Any,
+) -> PyTree:
+    """Run `search(model, x, y, key, ball, **scalars, **static)` on each row of a batch.
+
+    Compiled once for each shape, model function and set of static arguments. The result is a
+    constant to differentiation.
+
+    Args:
+        search: Module-level function of one example; `model(x, key)` is the lifted `logits_fn`.
+        logits_fn: The batch model, or a `Randomized` one.
+        x: `(batch, *dims)` images.
+        y: `(batch,)` labels.
+        key: One key, or one a row.
+        ball: The threat; `eps` a scalar or one a row.
+        scalars: Traced numbers, each a scalar or one a row.
+        static: Hashable arguments, part of the compiled program's identity.
+    """
+    checks.check_images(x, ball.box if isinstance(ball, Ball) else checks.Box())
+    num_rows = x.shape[0]
+    if num_rows == 0:
+        raise ValueError("x must hold at least one image; got an empty batch")
+    checks.check_ball(ball, num_rows)
+    for name, value in (scalars or {}).items():
+        checks.check_radius(value, name, num_rows)
+    keys = row_keys(key, num_rows)
+    num_classes = _num_classes(logits_fn, x, keys)
+    checks.check_labels(y, num_rows, num_classes)
+    x = jnp.asarray(x)
+    scalars = {k: jnp.asarray(v, x.dtype) for k, v in (scalars or {}).items()}
+    ball = Ball(ball.norm, jnp.asarray(ball.eps, x.dtype), ball.box)
+    return _run(
+        search, tuple(sorted(static.items())), as_partial(logits_fn), x, jnp.asarray(y), keys,
+        ball, scalars,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(
+    search: Callable[..., PyTree],
+    static: tuple[tuple[str, Any], ...],
+    logits_fn: LogitsFn,
+    x: Any,
+    y: Any,
+    keys: Any,
+    ball: Ball,
+    scalars: dict[str, Any],
+) -> PyTree:
+    model = per_example(logits_fn)
+
+    def one(x: Any, y: Any, key: Any, ball: Ball, scalars: dict[str, Any]) -> PyTree:
+        return search(model, x, y, key, ball, **scalars, **dict(static))
+
+    axes = (0, 0, 0, jax.tree.map(_row_axis, ball), jax.tree.map(_row_axis, scalars))
+    return jax.lax.stop_gradient(jax.vmap(one, axes)(x, y, keys, ball, scalars))
+
+
+def _row_axis(leaf: Any) -> int | None:
+    return 0 if leaf.ndim else None
+
+
+def _num_classes(logits_fn: LogitsFn, x: Any, keys: Any) -> int:
+    model = jax.vmap(per_example(logits_fn))
+    outputs = jax.eval_shape(model, jax.ShapeDtypeStruct(x.shape, x.dtype), keys)
+    return checks.check_logits(logits_of(outputs), x.shape[0])
+
+
+def loss_of(model: Callable[..., PyTree], loss: Loss, y: Any) -> Callable[..., Any]:
+    """The function of image and key that a gradient attack climbs."""
+    return lambda x, key: loss(model(x, key), y)

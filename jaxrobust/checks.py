@@ -1,0 +1,104 @@
+"""The user's mistakes, found before they cost a run: each raises a `ValueError` that says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust.threat import Ball, Box
+
+
+def check_images(x: Any, box: Box, name: str = "x") -> None:
+    """Refuse images that are not finite floats within the box, one a row.
+
+    Dtype and rank are checked always, values where they are known (not under tracing).
+    """
+    if not hasattr(x, "dtype") or not hasattr(x, "shape"):
+        raise ValueError(f"{name} must be an array of images; got {type(x).__name__}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} must be floating point in [{box.low:g}, {box.high:g}]; got {x.dtype} "
+            "(divide 0-255 images by 255)"
+        )
+    if x.ndim < 2:
+        raise ValueError(f"{name} must be a batch of shape (batch, *dims); got shape {x.shape}")
+    if x.shape[0] == 0 or isinstance(x, jax.core.Tracer):
+        return
+    values = np.asarray(x)
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
+        raise ValueError(f"{name} must be finite; rows {_rows(bad)} hold NaN or infinite values")
+    if low < box.low or high > box.high:
+        hint = "; are these 0-255 images? Divide by 255" if high > 1.5 * box.high else ""
+        raise ValueError(
+            f"{name} must lie in the box [{box.low:g}, {box.high:g}]; "
+            f"got values from {low:g} to {high:g}{hint}"
+        )
+
+
+def check_labels(y: Any, num_rows: int, num_classes: int | None = None, name: str = "y") -> None:
+    """Refuse labels that are not one integer class a row, in range where that is known."""
+    if not hasattr(y, "dtype") or not hasattr(y, "shape"):
+        raise ValueError(f"{name} must be an array of integer labels; got {type(y).__name__}")
+    if y.ndim == 2 and y.shape[0] == num_rows and y.shape[1] > 1:
+        raise ValueError(
+            f"{name} must hold integer labels of shape ({num_rows},); got shape {y.shape}, "
+            f"which looks one-hot: pass {name}.argmax(-1)"
+        )
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise ValueError(f"{name} must hold integer labels; got {y.dtype}")
+    if y.shape != (num_rows,):
+        raise ValueError(
+            f"{name} must have one label for each of the {num_rows} images; got shape {y.shape}"
+        )
+    if num_rows == 0 or isinstance(y, jax.core.Tracer):
+        return
+    low, high = int(np.min(y)), int(np.max(y))
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        accepted = "at least 0" if num_classes is None else f"in 0..{num_classes - 1}"
+        raise ValueError(f"{name} must hold labels {accepted}; got labels from {low} to {high}")
+
+
+def check_ball(ball: Any, num_rows: int | None = None) -> None:
+    """Refuse a threat that is no ball, or whose radius is negative, not finite or misshapen."""
+    if not isinstance(ball, Ball):
+        raise ValueError(f"ball must be a jaxrobust.Ball; got {type(ball).__name__}")
+    check_radius(ball.eps, "eps", num_rows)
+
+
+def check_radius(value: Any, name: str, num_rows: int | None = None) -> None:
+    """Refuse a radius or step size that is negative, not finite, or neither scalar nor one a row."""
+    shape = jnp.shape(value)
+    if shape not in ((), (num_rows,)):
+        raise ValueError(f"{name} must be a scalar or one number for each row; got shape {shape}")
+    if isinstance(value, jax.core.Tracer):
+        return
+    values = np.asarray(value)
+    if not (np.all(np.isfinite(values)) and np.all(values >= 0)):
+        raise ValueError(f"{name} must be finite and at least 0; got {value}")
+
+
+def check_count(value: Any, name: str, least: int = 1) -> None:
+    """Refuse a count that is not an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
+
+
+def check_logits(shape: Any, num_rows: int) -> int:
+    """Number of classes of a model's output, or an error where it is no batch of logits."""
+    dims = getattr(shape, "shape", None)
+    if dims is None or len(dims) != 2 or dims[0] != num_rows or dims[1] < 2:
+        raise ValueError(
+            f"logits_fn must return logits of shape ({num_rows}, classes) for a batch of "
+            f"{num_rows}; got {dims if dims is not None else type(shape).__name__}"
+        )
+    return dims[1]
+
+
+def _rows(rows: np.ndarray) -> str:
+    shown = ", ".join(str(row) for row in rows[:5])
+    return shown + (", ..." if rows.size > 5 else "")

@@ -1,0 +1,206 @@
+"""Gradient estimators: transformations of functions of one example.
+
+A gradient takes `f: (x, key) -> out` on one example (a scalar loss or a vector of logits) and
+returns a function of the same signature whose value and derivative are the estimates. Every search
+differentiates through `vjp`, so an estimator works with every attack.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Literal
+from jax.extend.core.primitives import conv_general_dilated_p
+from jaxtyping import Array, Float, Key, PyTree
+
+OneExample = Callable[[Array, Array], PyTree]
+Gradient = Callable[[OneExample], OneExample]
+
+GRADIENT = "jaxrobust_gradient"
+"""Marks one pull-back in a jaxpr; `evaluate` counts these."""
+
+CALLS = ("jit", "pjit", "core_call", "closed_call")
+"""Primitives that `canonical` looks into: plain calls of an inner jaxpr."""
+
+
+def exact(f: OneExample) -> OneExample:
+    """The function itself: ordinary automatic differentiation.
+
+    >>> exact(len) is len
+    True
+    """
+    return f
+
+
+@functools.cache
+def eot(n: int) -> Gradient:
+    """Expectation over transformation: the mean of f over n keys.
+
+    Args:
+        n: Number of draws of the model's randomness, all in one vmapped evaluation.
+
+    References: Athalye et al. 2018 (paper 001, gradient masking).
+
+    >>> eot(2)(lambda x, key: x)(jnp.ones(3), jax.random.key(0))
+    Array([1., 1., 1.], dtype=float32)
+    """
+    _check_count("n", n)
+
+    def gradient(f: OneExample) -> OneExample:
+        def mean(x: Array, key: Array) -> PyTree:
+            outputs = jax.vmap(f, (None, 0))(x, jax.random.split(key, n))
+            return jax.tree.map(lambda leaf: leaf.mean(0), outputs)
+
+        return mean
+
+    return gradient
+
+
+@functools.cache
+def smoothed(sigma: float, n: int, fresh: bool = True) -> Gradient:
+    """The mean of f over n Gaussian perturbations of the input: the second-order attack's gradient.
+
+    Args:
+        sigma: Standard deviation of the noise in pixel units.
+        n: Number of draws.
+        fresh: True draws new noise at every step of the search. False keeps the draws of the first
+            step throughout, as the released code of paper 000 did by its fixed op seed (there all
+            n draws also coincide: n=1 reproduces it).
+
+    References: paper 000, sec. 3 (`E_{d~N(0, sigma^2 I)} grad L(x + d)`); methods.md A.
+
+    >>> f = smoothed(0.1, 4)(lambda x, key: jnp.sum(x))
+    >>> f(jnp.zeros(3), jax.random.key(0)).shape
+    ()
+    """
+    _check_count("n", n)
+    if not sigma >= 0:
+        raise ValueError(f"sigma must be at least 0; got {sigma}")
+
+    def gradient(f: OneExample) -> OneExample:
+        def mean(x: Array, key: Array) -> PyTree:
+            def one(key: Array) -> PyTree:
+                noise_key, model_key = jax.random.split(key)
+                return f(x + sigma * jax.random.normal(noise_key, x.shape, x.dtype), model_key)
+
+            outputs = jax.vmap(one)(jax.random.split(key, n))
+            return jax.tree.map(lambda leaf: leaf.mean(0), outputs)
+
+        return mean
+
+    gradient.same_draws = not fresh  # pyright: ignore[reportFunctionMemberAccess]
+    return gradient
+
+
+def step_key(gradient: Gradient, key: Key[Array, ""], step: Array) -> Key[Array, ""]:
+    """The key of one step of a search: new at each, unless the gradient shares its draws.
+
+    >>> bool(jnp.all(step_key(smoothed(1.0, 1, fresh=False), jax.random.key(3), 5)
+    ...              == jax.random.key(3)))
+    True
+    """
+    return key if getattr(gradient, "same_draws", False) else jax.random.fold_in(key, step)
+
+
+def vjp(
+    f: OneExample, x: Float[Array, "*d"], key: Key[Array, ""]
+) -> tuple[PyTree, Callable[[Any], Float[Array, "*d"]]]:
+    """Value and pull-back of f in its first argument, with convolutions fit for compiled loops.
+
+    The only place where searches differentiate.
+
+    Args:
+        f: Function of one example and a key.
+        x: The example.
+        key: Key handed to f.
+
+    Returns:
+        `(out, pullback)`: `pullback(cotangent of out)` has the shape of x.
+
+    >>> out, pullback = vjp(lambda x, key: jnp.sum(x**2), jnp.ones(2), jax.random.key(0))
+    >>> pullback(jnp.ones_like(out))
+    Array([2., 2.], dtype=float32)
+    """
+    out, pullback = jax.vjp(lambda x: f(x, key), x)
+
+    def marked(cotangent: Any) -> Array:
+        (x_cotangent,) = pullback(cotangent)
+        return checkpoint_name(x_cotangent, GRADIENT)
+
+    return out, canonical(marked)
+
+
+def canonical(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Rewrite f's convolutions to NHWC/HWIO operands with explicit transposes; same values.
+
+    XLA's CPU compiler canonicalises convolutions in a program's entry computation only, so the
+    input-gradient convolution of a loop's body falls to a naive kernel, several times slower.
+    Apply this to functions already differentiated. Looks into `jit` and call primitives, re-binds
+    everything else; on other backends f is returned as it is.
+
+    >>> canonical(jnp.sin)(0.0)
+    Array(0., dtype=float32...)
+    """
+    if jax.default_backend() != "cpu":
+        return f
+
+    @functools.wraps(f)
+    def rewritten(*args: Any) -> PyTree:
+        closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+        outputs = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return rewritten
+
+
+def _evaluate(jaxpr: Any, consts: list[Any], args: list[Any]) -> list[Any]:
+    """Run a jaxpr with its convolutions rewritten."""
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    values.update(zip(jaxpr.invars, args, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for eqn in jaxpr.eqns:
+        operands = [read(atom) for atom in eqn.invars]
+        if eqn.primitive is conv_general_dilated_p:
+            results = [_convolution(*operands, **eqn.params)]
+        elif eqn.primitive.name in CALLS:
+            inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+            consts = getattr(inner, "consts", [])
+            results = _evaluate(getattr(inner, "jaxpr", inner), consts, operands)
+        else:
+            results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+            if not eqn.primitive.multiple_results:
+                results = [results]
+        values.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _convolution(lhs: Array, rhs: Array, *, dimension_numbers: Any, **params: Any) -> Array:
+    """One convolution with its operands moved to channels-last order and its result moved back."""
+    lhs_spec, rhs_spec, out_spec = dimension_numbers
+    rank = lhs.ndim
+    lhs = jnp.transpose(lhs, (lhs_spec[0], *lhs_spec[2:], lhs_spec[1]))
+    rhs = jnp.transpose(rhs, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
+    spatial = tuple(range(rank - 2))
+    last = tuple(i + 1 for i in spatial)
+    canonical_numbers = type(dimension_numbers)(
+        (0, rank - 1, *last), (rank - 1, rank - 2, *spatial), (0, rank - 1, *last)
+    )
+    out = conv_general_dilated_p.bind(lhs, rhs, dimension_numbers=canonical_numbers, **params)
+    positions = (out_spec[0], *out_spec[2:], out_spec[1])
+    inverse = [0] * rank
+    for source, target in enumerate(positions):
+        inverse[target] = source
+    return jnp.transpose(out, inverse)
+
+
+def _check_count(name: str, value: int) -> None:
+    if not (isinstance(value, int) and value >= 1):
+        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")

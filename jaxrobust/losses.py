@@ -1,0 +1,82 @@
+"""Losses of one example, `loss(outputs, y) -> scalar`, which attacks maximise.
+
+Where a model returns more than logits, they come first and the rest is ignored here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxrobust.types import logits_of
+
+Loss = Callable[[Any, Any], Array]
+
+
+def cross_entropy(outputs: PyTree, y: Int[Array, ""]) -> Float[Array, ""]:
+    """Softmax cross-entropy with an integer label, in nats.
+
+    >>> float(cross_entropy(jnp.array([0.0, 0.0]), jnp.array(0)))  # log 2
+    0.693147...
+    """
+    logits = logits_of(outputs)
+    return jax.nn.logsumexp(logits) - logits[y]
+
+
+def margin(outputs: PyTree, y: Int[Array, ""]) -> Float[Array, ""]:
+    """Largest other logit minus the true one: positive exactly when misclassified.
+
+    References: Carlini and Wagner 2017, f6 without its clamp (paper 001).
+
+    >>> float(margin(jnp.array([3.0, 1.0]), jnp.array(0)))
+    -2.0
+    """
+    logits = logits_of(outputs)
+    others = jnp.where(jnp.arange(logits.size) == y, -jnp.inf, logits)
+    return jnp.max(others) - logits[y]
+
+
+def hinge(outputs: PyTree, y: Int[Array, ""]) -> Float[Array, ""]:
+    """Multiclass hinge loss `max(0, 1 + max_{i != y} f_i - f_y)` (paper 003, sec. 6).
+
+    >>> float(hinge(jnp.array([3.0, 2.5]), jnp.array(0)))
+    0.5
+    """
+    return jnp.maximum(0.0, 1.0 + margin(outputs, y))
+
+
+@dataclasses.dataclass(frozen=True)
+class targeted:  # noqa: N801 - reads as the function it is: targeted(loss)
+    """Turn a loss into its targeted form: y becomes the wanted class, and the loss is negated.
+
+    Args:
+        loss: Any loss of this module's form.
+
+    >>> float(targeted(margin)(jnp.array([3.0, 1.0]), jnp.array(0)))
+    2.0
+    """
+
+    loss: Loss
+
+    def __call__(self, outputs: PyTree, y: Any) -> Array:
+        """Minus the loss towards the target `y`."""
+        return -self.loss(outputs, y)
+
+
+def success(loss: Loss, outputs: PyTree, y: Any) -> Array:
+    """Whether an attack with this loss has reached its aim at these outputs of one example.
+
+    Untargeted: the predicted class is not `y`; targeted: it is. Ties go to the lower class index,
+    as in `argmax`; non-finite logits are never a success.
+
+    >>> bool(success(cross_entropy, jnp.array([3.0, 1.0]), jnp.array(1)))
+    True
+    """
+    logits = logits_of(outputs)
+    hit = jnp.argmax(logits) == y
+    return jnp.all(jnp.isfinite(logits)) & (hit if isinstance(loss, targeted) else ~hit)

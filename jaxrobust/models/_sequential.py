@@ -1,0 +1,138 @@
+"""Plain feed-forward classifiers on images in [0, 1], NHWC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxrobust.layers import Conv, Dense, Flatten, Layer, Relu
+
+
+class MLP(nn.Module):
+    """Fully connected ReLU network.
+
+    Attributes:
+        features: Widths of the hidden layers.
+        num_classes: Number of logits.
+    """
+
+    features: tuple[int, ...] = (500,)
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch *dims"]) -> Float[Array, "batch classes"]:
+        """Logits of a batch of images of any shape."""
+        x = x.reshape(x.shape[0], -1)
+        for width in self.features:
+            x = nn.relu(nn.Dense(width)(x))
+        return nn.Dense(self.num_classes)(x)
+
+    def layers(self, variables: Mapping[str, Any]) -> list[Layer]:
+        """The network as explicit layers, for certificates."""
+        params = variables["params"]
+        affine = [_dense(params[f"Dense_{i}"]) for i in range(len(self.features) + 1)]
+        hidden = [layer for dense in affine[:-1] for layer in (dense, Relu())]
+        return [Flatten(), *hidden, affine[-1]]
+
+
+class SmallCNN(nn.Module):
+    """Two convolutions and one hidden layer, strided instead of pooled; sized for 8x8 digits.
+
+    Attributes:
+        num_classes: Number of logits.
+    """
+
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
+        """Logits of a batch of NHWC images."""
+        x = nn.relu(nn.Conv(16, (3, 3))(x))
+        x = nn.relu(nn.Conv(32, (3, 3), strides=(2, 2))(x))
+        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(nn.Dense(64)(x))
+        return nn.Dense(self.num_classes)(x)
+
+    def layers(self, variables: Mapping[str, Any]) -> list[Layer]:
+        """The network as explicit layers, for certificates."""
+        params = variables["params"]
+        first, second = params["Conv_0"], params["Conv_1"]
+        return [
+            Conv(first["kernel"], first["bias"]), Relu(),
+            Conv(second["kernel"], second["bias"], (2, 2)), Relu(), Flatten(),
+            _dense(params["Dense_0"]), Relu(), _dense(params["Dense_1"]),
+        ]  # fmt: skip
+
+
+class MadryCNN(nn.Module):
+    """The MNIST network of the Madry challenge.
+
+    conv 5x5x32, pool 2, conv 5x5x64, pool 2, dense 1024, dense 10; SAME, ReLU; weights truncated
+    normal of deviation 0.1, biases 0.1 (methods.md B). Image sides must be multiples of 4.
+
+    Attributes:
+        num_classes: Number of logits.
+    """
+
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
+        """Logits of a batch of NHWC images."""
+        if x.shape[1] % 4 or x.shape[2] % 4:
+            raise ValueError(
+                f"madry_cnn pools twice: image sides must be multiples of 4; got {x.shape[1:3]}"
+            )
+        init = {
+            "kernel_init": nn.initializers.truncated_normal(0.1),
+            "bias_init": nn.initializers.constant(0.1),
+        }
+        x = _max_pool(nn.relu(nn.Conv(32, (5, 5), **init)(x)))
+        x = _max_pool(nn.relu(nn.Conv(64, (5, 5), **init)(x)))
+        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(nn.Dense(1024, **init)(x))
+        return nn.Dense(self.num_classes, **init)(x)
+
+
+def mlp(features: tuple[int, ...] = (500,), num_classes: int = 10) -> MLP:
+    """Two-layer ReLU network of paper 003 (784-500-10 on MNIST), or any other widths.
+
+    >>> import jax
+    >>> model = mlp((8,), num_classes=3)
+    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    >>> model.apply(variables, jnp.zeros((2, 4, 4, 1))).shape
+    (2, 3)
+    """
+    return MLP(features, num_classes)
+
+
+def madry_cnn(num_classes: int = 10) -> MadryCNN:
+    """Network of the Madry MNIST challenge; see `MadryCNN`.
+
+    >>> madry_cnn().num_classes
+    10
+    """
+    return MadryCNN(num_classes)
+
+
+def small_cnn(num_classes: int = 10) -> SmallCNN:
+    """A small strided convolutional network; see `SmallCNN`.
+
+    >>> small_cnn(num_classes=3).num_classes
+    3
+    """
+    return SmallCNN(num_classes)
+
+
+def _dense(params: Mapping[str, Any]) -> Dense:
+    return Dense(params["kernel"], params["bias"])
+
+
+def _max_pool(x: Array) -> Array:
+    """2x2 max pooling by reshaping: its gradient is 1.7x faster on CPU than reduce_window's."""
+    b, h, w, c = x.shape
+    return jnp.max(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))

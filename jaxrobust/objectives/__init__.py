@@ -1,0 +1,7 @@
+"""Training methods as `Objective`s: pairs of pure functions that add up."""
+
+from jaxrobust.objectives._base import Forward, add, from_loss, from_module, scale
+from jaxrobust.objectives._madry import madry
+from jaxrobust.objectives._standard import cross_entropy, hinge
+
+__all__ = ["Forward", "add", "cross_entropy", "from_loss", "from_module", "hinge", "madry", "scale"]

@@ -1,0 +1,127 @@
+"""Objectives from losses, their sums and multiples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
+
+from jaxrobust.losses import Loss
+from jaxrobust.types import Batch, Objective, Out, logits_of
+
+Forward: TypeAlias = Callable[[PyTree, PyTree, Array], tuple[PyTree, PyTree]]
+"""`forward(params, model_state, x) -> (outputs, model_state)`, in training mode."""
+
+
+def from_module(apply: Callable[..., Any]) -> Forward:
+    """The forward function of a Flax module without state of its own.
+
+    Args:
+        apply: `module.apply`, called as `apply({"params": params}, x)`.
+
+    >>> from_module(lambda variables, x: x * variables["params"])(2.0, {}, jnp.ones(1))
+    (Array([2.], dtype=float32), {})
+    """
+
+    def forward(params: PyTree, model_state: PyTree, x: Array) -> tuple[PyTree, PyTree]:
+        return apply({"params": params}, x), model_state
+
+    return forward
+
+
+def from_loss(forward: Forward, loss: Loss, accuracy: str = "accuracy") -> Objective:
+    """The mean of a per-example loss over the batch; no state.
+
+    Args:
+        forward: The model.
+        loss: `loss(outputs, y) -> scalar` for one example, minimised.
+        accuracy: Name under which the batch accuracy appears among the metrics.
+
+    >>> from jaxrobust import losses
+    >>> objective = from_loss(lambda p, s, x: (x * p, s), losses.cross_entropy)
+    >>> batch = Batch(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([0]))
+    >>> out, grads = objective.value_and_grad(jnp.ones(2), {}, (), batch, key=jax.random.key(0))
+    >>> float(out.loss)
+    0.693147...
+    """
+
+    def init(params: PyTree, key: Key[Array, ""]) -> tuple[()]:
+        del params, key
+        return ()
+
+    def value_and_grad(
+        params: PyTree, model_state: PyTree, state: PyTree, batch: Batch, *, key: Key[Array, ""]
+    ) -> tuple[Out, PyTree]:
+        del key
+
+        def mean_loss(params: PyTree) -> tuple[Array, Out]:
+            outputs, new_state = forward(params, model_state, batch.x)
+            value = jnp.mean(jax.vmap(loss)(outputs, batch.y))
+            hits = jnp.argmax(logits_of(outputs), axis=-1) == batch.y
+            return value, Out(value, new_state, state, {accuracy: jnp.mean(hits)})
+
+        grads, out = jax.grad(mean_loss, has_aux=True)(params)
+        return out, grads
+
+    return Objective(init, value_and_grad)
+
+
+def scale(weight: float, objective: Objective) -> Objective:
+    """An objective times a constant.
+
+    >>> from jaxrobust import losses
+    >>> half = scale(0.5, from_loss(lambda p, s, x: (x * p, s), losses.cross_entropy))
+    >>> batch = Batch(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([0]))
+    >>> float(half.value_and_grad(jnp.ones(2), {}, (), batch, key=jax.random.key(0))[0].loss)
+    0.346573...
+    """
+
+    def value_and_grad(*args: Any, **kwargs: Any) -> tuple[Out, PyTree]:
+        out, grads = objective.value_and_grad(*args, **kwargs)
+        return out._replace(loss=weight * out.loss), jax.tree.map(lambda g: weight * g, grads)
+
+    return Objective(objective.init, value_and_grad)
+
+
+def add(*objectives: Objective) -> Objective:
+    """The sum of objectives: each with its own key, state and adversarial batch.
+
+    Losses and gradients are summed; `model_state` is threaded through in order. Where two members
+    report a metric of the same name, the later one's name gets its position appended.
+
+    Args:
+        objectives: At least one.
+
+    Raises:
+        ValueError: If there are none.
+
+    >>> add()
+    Traceback (most recent call last):
+    ValueError: objectives must hold at least one objective; got none
+    """
+    if not objectives:
+        raise ValueError("objectives must hold at least one objective; got none")
+
+    def init(params: PyTree, key: Key[Array, ""]) -> tuple[PyTree, ...]:
+        keys = jax.random.split(key, len(objectives))
+        return tuple(one.init(params, k) for one, k in zip(objectives, keys, strict=True))
+
+    def value_and_grad(
+        params: PyTree, model_state: PyTree, state: PyTree, batch: Batch, *, key: Key[Array, ""]
+    ) -> tuple[Out, PyTree]:
+        loss, grads, states, metrics = jnp.zeros(()), None, [], {}
+        for i, (one, own) in enumerate(zip(objectives, state, strict=True)):
+            out, more = one.value_and_grad(
+                params, model_state, own, batch, key=jax.random.fold_in(key, i)
+            )
+            loss, model_state = loss + out.loss, out.model_state
+            grads = more if grads is None else jax.tree.map(jnp.add, grads, more)
+            states.append(out.state)
+            for name, value in out.metrics.items():
+                metrics[f"{name}_{i}" if name in metrics else name] = value
+        return Out(loss, model_state, tuple(states), metrics), grads
+
+    return Objective(init, value_and_grad)

@@ -1,0 +1,206 @@
+"""The few shapes that everything else speaks: models, keys, objectives, bounds, findings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+Images: TypeAlias = Float[Array, "batch *dims"] | Float[np.ndarray, "batch *dims"]
+Labels: TypeAlias = Int[Array, " batch"] | Int[np.ndarray, " batch"]
+Keys: TypeAlias = Key[Array, ""] | Key[Array, " batch"]
+LogitsFn: TypeAlias = Callable[..., PyTree]
+
+FORWARD = "jaxrobust_forward"
+"""Marks one evaluation of a model in a jaxpr; `evaluate` counts these."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Randomized:
+    """A model whose output is random: `fn(x, key) -> (batch, classes)`.
+
+    Attacks draw a fresh key for every gradient step, `gradients.eot(n)` averages over n keys,
+    and `evaluate` judges with keys of its own. A random transformation of the image in front of
+    a deterministic model is the same thing.
+
+    Args:
+        fn: Pure function of a batch and a key; a `jax.tree_util.Partial` keeps its weights out of
+            the compiled program.
+
+    >>> import jax, jax.numpy as jnp
+    >>> noisy = Randomized(lambda x, key: x + jax.random.normal(key, x.shape))
+    >>> noisy(jnp.zeros((2, 3)), jax.random.key(0)).shape
+    (2, 3)
+    """
+
+    fn: Callable[[Array, Array], PyTree]
+
+    def __post_init__(self) -> None:
+        # Unflattening runs this with placeholders, which are left alone.
+        if callable(self.fn):
+            object.__setattr__(self, "fn", as_partial(self.fn))
+
+    def __call__(self, x: Array, key: Array) -> PyTree:
+        """Apply `fn` to a batch with one key."""
+        return self.fn(x, key)
+
+
+def as_partial(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a callable legal as a jit argument: pytrees pass, plain functions become static.
+
+    >>> as_partial(len)([1, 2])
+    2
+    """
+    if isinstance(fn, (jax.tree_util.Partial, Randomized)):
+        return fn
+    return jax.tree_util.Partial(fn)
+
+
+def per_example(logits_fn: LogitsFn) -> Callable[[Array, Array], PyTree]:
+    """Turn a batch model into `f(x, key)` on one example.
+
+    The only place where a batch function meets one example: attacks and the judge of `evaluate`
+    both go through it, so the batch of one that the model sees here is the form to get right.
+
+    Args:
+        logits_fn: `(batch, *dims) -> (batch, classes)`, or any pytree of arrays with a leading
+            batch axis, the logits first; or a `Randomized` of such a function. Rows must not
+            influence one another.
+
+    Returns:
+        `f(x, key)`: x of shape `(*dims)`, logits `(classes,)`; the key is ignored unless the model
+        is `Randomized`.
+
+    >>> per_example(lambda x: x.sum(-1, keepdims=True))(jnp.ones(3), jax.random.key(0)).shape
+    (1,)
+    """
+
+    def one(x: Array, key: Array) -> PyTree:
+        batch = x[None]
+        outputs = logits_fn(batch, key) if isinstance(logits_fn, Randomized) else logits_fn(batch)
+        return jax.tree.map(lambda leaf: checkpoint_name(leaf[0], FORWARD), outputs)
+
+    return one
+
+
+def logits_of(outputs: PyTree) -> Array:
+    """The logits among a model's outputs: the outputs themselves, or the first of a tuple.
+
+    >>> logits_of((jnp.zeros(10), jnp.zeros(64))).shape
+    (10,)
+    """
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def row_keys(key: Array, num_rows: int) -> Array:
+    """One key a row: row i of a single key draws from `fold_in(key, i)`.
+
+    Args:
+        key: One typed key (`jax.random.key`), or already one a row.
+        num_rows: Number of rows.
+
+    Raises:
+        ValueError: If the key is missing, a raw integer or array, or of the wrong length.
+
+    >>> row_keys(jax.random.key(0), 3).shape
+    (3,)
+    """
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        came = type(key).__name__ if not hasattr(key, "dtype") else f"an array of {key.dtype}"
+        raise ValueError(f"key must be a typed key, as made by jax.random.key(seed); got {came}")
+    if key.ndim == 0:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_rows))
+    if key.shape != (num_rows,):
+        raise ValueError(
+            f"key must be a single key or one for each of the {num_rows} rows; got {key.shape}"
+        )
+    return key
+
+
+class Attack(Protocol):
+    """What `evaluate`, `first_success` and `objectives.madry` take for an attack."""
+
+    def __call__(self, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Any) -> Array:
+        """Return the attacked batch, of the shape of x."""
+        ...
+
+
+class Batch(NamedTuple):
+    """A training batch: images, labels, and the row of the training set each came from."""
+
+    x: Array
+    y: Array
+    index: Array
+
+
+class Out(NamedTuple):
+    """What an objective returns beside the gradients."""
+
+    loss: Array
+    model_state: PyTree
+    state: PyTree
+    metrics: dict[str, Array]
+
+
+class Objective(NamedTuple):
+    """A training method: a pair of pure functions, as in optax.
+
+    Attributes:
+        init: `(params, key) -> state`, the state that the method carries between steps.
+        value_and_grad: `(params, model_state, state, batch, *, key) -> (Out, grads)`.
+    """
+
+    init: Callable[[PyTree, Array], PyTree]
+    value_and_grad: Callable[..., tuple[Out, PyTree]]
+
+
+@dataclasses.dataclass(frozen=True)
+class MarginBound:
+    """A deterministic certificate: proved lower bounds on every margin over a threat.
+
+    Attributes:
+        margins: `(batch, classes)` float64; `margins[b, i] <= f_y(x') - f_i(x')` for all x' in the
+            threat around example b; `+inf` at `i = y`, `-inf` where nothing could be proved.
+        norm: Norm of the threat the bound speaks of.
+        eps: Its radius.
+        method: Name of the bound.
+        proof: Why it holds, in words: what it relaxes, where rounding is accounted for.
+    """
+
+    margins: np.ndarray
+    norm: str
+    eps: float
+    method: str
+    proof: str
+
+    @property
+    def certified(self) -> np.ndarray:
+        """`(batch,)` bool: true only where every margin is proved positive."""
+        return np.all(self.margins > 0, axis=1)  # NaN compares false: a doubt is no certificate
+
+
+class Finding(NamedTuple):
+    """A measured doubt about an evaluation.
+
+    Attributes:
+        name: Short identifier.
+        value: What was measured.
+        threshold: What it was compared with.
+        examples: Rows it rests on (at most the first ten).
+        meaning: What it says about the numbers, for someone who never read the papers.
+        cure: What to try.
+    """
+
+    name: str
+    value: float
+    threshold: float
+    examples: list[int]
+    meaning: str
+    cure: str
