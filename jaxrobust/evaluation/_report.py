@@ -1,0 +1,156 @@
+"""What an evaluation found: numbers, their intervals, and one row an example."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrobust.types import Finding
+
+DISTANCE_TOLERANCE = 1e-5
+"""Relative slack for the rounding of a float32 distance when it is compared with a radius."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackRecord:
+    """What one attack cost and returned.
+
+    Attributes:
+        seconds: Wall time, compilation included.
+        rows: Examples it was run on.
+        successes: Examples it broke, of those that were still right before it.
+        gradients: Gradient estimates an example at most; None where a loop is unbounded.
+        forwards: Model evaluations an example at most, those inside gradients included.
+        outside: Rows it returned outside the ball or the box, or not finite.
+    """
+
+    seconds: float
+    rows: int
+    successes: int
+    gradients: int | None
+    forwards: int | None
+    outside: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CertificateRecord:
+    """What one certificate claims.
+
+    Attributes:
+        seconds: Wall time.
+        method: Name of the bound.
+        proof: Why it holds.
+        norm: Norm it speaks of.
+        eps: Radius it speaks of.
+    """
+
+    seconds: float
+    method: str
+    proof: str
+    norm: str
+    eps: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The outcome of `evaluate`; every accuracy is a fraction of all examples.
+
+    Attributes:
+        norm: Norm of the threat.
+        eps: Its radius (the largest, where each row has its own).
+        num_examples: Examples evaluated.
+        num_classes: Classes of the model.
+        clean_accuracy: Right without any attack.
+        robust_accuracy: Right under every attack that was run: the worst case an example.
+        accuracy_after: Right after this attack and all before it, by name, in order.
+        accuracy_under: Right under this attack alone, by name; empty where `survivors_only`.
+        certified_accuracy: Right and proved to stay so, by name of the certificate.
+        intervals: 95 % Clopper-Pearson intervals of the accuracies: "clean", "robust",
+            "after NAME", "under NAME", "certified NAME".
+        attacks: Cost and conduct of each attack.
+        certificates: Claim of each certificate.
+        findings: Measured doubts about these numbers.
+        settings: Key data (seed), batch size, votes, and the like.
+        environment: Versions and device.
+        examples: One array a column, one row an example: "label", "clean_prediction",
+            "clean_correct", "robust", "broken_by" (name or ""), "distance" (smallest at which
+            any attack was seen to succeed, inf where none), and by name "ran/NAME",
+            "success/NAME", "prediction/NAME", "distance/NAME" (NaN where not run),
+            "certified/NAME", "margin/NAME" (smallest proved margin).
+        images: Of the first rows only (`keep_images`): "clean" and "adversarial".
+    """
+
+    norm: str
+    eps: float
+    num_examples: int
+    num_classes: int
+    clean_accuracy: float
+    robust_accuracy: float
+    accuracy_after: dict[str, float]
+    accuracy_under: dict[str, float]
+    certified_accuracy: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    attacks: dict[str, AttackRecord]
+    certificates: dict[str, CertificateRecord]
+    findings: list[Finding]
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    examples: dict[str, np.ndarray]
+    images: dict[str, np.ndarray]
+
+    def accuracy_at(self, eps: float | np.ndarray) -> np.ndarray:
+        """Accuracy against eps from the recorded distances: right, and not broken within eps.
+
+        An upper bound on the true curve, exact for what the attacks found. Attacks pinned at rising
+        radii (`attacks.at_eps`) or minimum-norm attacks make it informative below `self.eps`.
+
+        Args:
+            eps: Radii at which to read the curve, in pixel units.
+        """
+        reach = np.asarray(eps, np.float64)[..., None] * (1 + DISTANCE_TOLERANCE)
+        standing = self.examples["clean_correct"] & (self.examples["distance"] > reach)
+        return standing.mean(-1)
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the per-example arrays, as JSON can hold it."""
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("examples", "images")
+        }
+        fields["attacks"] = {k: dataclasses.asdict(v) for k, v in self.attacks.items()}
+        fields["certificates"] = {k: dataclasses.asdict(v) for k, v in self.certificates.items()}
+        fields["findings"] = [finding._asdict() for finding in self.findings]
+        return json.loads(json.dumps(fields))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The per-example columns and kept images, under the names that `restored` reads."""
+        columns = {f"examples/{name}": column for name, column in self.examples.items()}
+        return columns | {f"images/{name}": image for name, image in self.images.items()}
+
+    @classmethod
+    def restored(cls, summary: dict[str, Any], arrays: dict[str, np.ndarray]) -> Report:
+        """The report whose `summary` and `arrays` these are."""
+
+        def under(prefix: str) -> dict[str, np.ndarray]:
+            return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+        fields = dict(summary)
+        fields["attacks"] = {k: AttackRecord(**v) for k, v in summary["attacks"].items()}
+        fields["certificates"] = {
+            k: CertificateRecord(**v) for k, v in summary["certificates"].items()
+        }
+        fields["findings"] = [Finding(**v) for v in summary["findings"]]
+        fields["intervals"] = {k: (v[0], v[1]) for k, v in summary["intervals"].items()}
+        return cls(**fields, examples=under("examples/"), images=under("images/"))
+
+    def save(self, folder: str | Path) -> None:
+        """Write `report.json` and `examples.npz` into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(folder / "examples.npz", **self.arrays())  # pyright: ignore[reportArgumentType]
+        (folder / "report.json").write_text(json.dumps(self.summary(), indent=1) + "\n")
