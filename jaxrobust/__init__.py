@@ -8,13 +8,17 @@ Box(low=0.0, high=1.0)
 from jaxrobust import (
     attacks,
     data,
+    evaluation,
     gradients,
     layers,
     losses,
     models,
     objectives,
     train,
+    transforms,
 )
+from jaxrobust._version import __version__
+from jaxrobust.evaluation import Report, evaluate
 from jaxrobust.threat import Ball, Box
 from jaxrobust.types import Finding, MarginBound, Objective, Randomized, per_example
 
@@ -25,8 +29,12 @@ __all__ = [
     "MarginBound",
     "Objective",
     "Randomized",
+    "Report",
+    "__version__",
     "attacks",
     "data",
+    "evaluate",
+    "evaluation",
     "gradients",
     "layers",
     "losses",
@@ -34,4 +42,5 @@ __all__ = [
     "objectives",
     "per_example",
     "train",
+    "transforms",
 ]

@@ -72,11 +72,11 @@ def success(loss: Loss, outputs: PyTree, y: Any) -> Array:
     """Whether an attack with this loss has reached its aim at these outputs of one example.
 
     Untargeted: the predicted class is not `y`; targeted: it is. Ties go to the lower class index,
-    as in `argmax`; non-finite logits are never a success.
+    as in `argmax`; logits that are not finite predict nothing.
 
     >>> bool(success(cross_entropy, jnp.array([3.0, 1.0]), jnp.array(1)))
     True
     """
     logits = logits_of(outputs)
-    hit = jnp.argmax(logits) == y
-    return jnp.all(jnp.isfinite(logits)) & (hit if isinstance(loss, targeted) else ~hit)
+    hit = jnp.all(jnp.isfinite(logits)) & (jnp.argmax(logits) == y)
+    return hit if isinstance(loss, targeted) else ~hit

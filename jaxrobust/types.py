@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,10 @@ def per_example(logits_fn: LogitsFn) -> Callable[[Array, Array], PyTree]:
     def one(x: Array, key: Array) -> PyTree:
         batch = x[None]
         outputs = logits_fn(batch, key) if isinstance(logits_fn, Randomized) else logits_fn(batch)
-        return jax.tree.map(lambda leaf: checkpoint_name(leaf[0], FORWARD), outputs)
+        one_row = jax.tree.map(lambda leaf: leaf[0], outputs)
+        if isinstance(one_row, tuple):
+            return (checkpoint_name(one_row[0], FORWARD), *one_row[1:])
+        return checkpoint_name(one_row, FORWARD)
 
     return one
 
@@ -124,6 +127,7 @@ def row_keys(key: Array, num_rows: int) -> Array:
     return key
 
 
+@runtime_checkable
 class Attack(Protocol):
     """What `evaluate`, `first_success` and `objectives.madry` take for an attack."""
 
@@ -137,7 +141,7 @@ class Batch(NamedTuple):
 
     x: Array
     y: Array
-    index: Array
+    index: Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class Out(NamedTuple):

@@ -1,6 +1,16 @@
 """Attacks: `attack(logits_fn, x, y, *, key, ball, ...) -> x_adv`, pure, compiled and batched."""
 
-from jaxrobust.attacks._compose import at_eps, first_success, on_alive
+from jaxrobust.attacks._compose import at_eps, first_success, on_alive, salted
 from jaxrobust.attacks._gradient import Trace, bim, fgsm, pgd, pgd_trace
 
-__all__ = ["Trace", "at_eps", "bim", "fgsm", "first_success", "on_alive", "pgd", "pgd_trace"]
+__all__ = [
+    "Trace",
+    "at_eps",
+    "bim",
+    "fgsm",
+    "first_success",
+    "on_alive",
+    "pgd",
+    "pgd_trace",
+    "salted",
+]

@@ -170,7 +170,7 @@ def pgd(
     Array([[0.25, 0.25]], dtype=float32)
     """
     return _lifted(
-        _pgd_image, logits_fn, x, y, key, ball, num_steps, step_size, num_restarts, random_start,
+        False, logits_fn, x, y, key, ball, num_steps, step_size, num_restarts, random_start,
         loss, gradient,
     )  # fmt: skip
 
@@ -206,7 +206,7 @@ def pgd_trace(
     (1, 3)
     """
     return _lifted(
-        _pgd_trace, logits_fn, x, y, key, ball, num_steps, step_size, num_restarts, random_start,
+        True, logits_fn, x, y, key, ball, num_steps, step_size, num_restarts, random_start,
         loss, gradient,
     )  # fmt: skip
 
@@ -219,48 +219,49 @@ def ball_eps(ball: Ball) -> Any:
 
 
 def _lifted(
-    search: Callable[..., Any], logits_fn: LogitsFn, x: Any, y: Any, key: Any, ball: Ball,
+    record: bool, logits_fn: LogitsFn, x: Any, y: Any, key: Any, ball: Ball,
     num_steps: int, step_size: Any, num_restarts: int, random_start: bool, loss: Loss,
     gradient: Gradient,
 ) -> Any:  # fmt: skip
     checks.check_count(num_steps, "num_steps")
     checks.check_count(num_restarts, "num_restarts")
     step_size = 2.5 * ball_eps(ball) / num_steps if step_size is None else step_size
-    return lift(
-        search, logits_fn, x, y, key=key, ball=ball, scalars={"step_size": step_size},
+    x_adv, trace = lift(
+        _search, logits_fn, x, y, key=key, ball=ball, scalars={"step_size": step_size},
         num_steps=num_steps, num_restarts=num_restarts, random_start=random_start, loss=loss,
-        gradient=gradient,
+        gradient=gradient, record=record,
     )  # fmt: skip
+    return (x_adv, trace) if record else x_adv
 
 
-def _pgd_image(*args: Any, **kwargs: Any) -> Array:
-    return _pgd_trace(*args, **kwargs)[0]
-
-
-def _pgd_trace(
+def _search(
     model: Callable[..., Any], x: Array, y: Any, key: Array, ball: Ball, *, step_size: Array,
     num_steps: int, num_restarts: int, random_start: bool, loss: Loss, gradient: Gradient,
-) -> tuple[Array, Trace]:  # fmt: skip
-    """PGD on one example."""
+    record: bool,
+) -> tuple[Array, Trace | None]:  # fmt: skip
+    """PGD on one example; the trace costs a plain forward a step, so only where it is asked for."""
     estimate = gradient(loss_of(model, loss, y))
 
-    def one_run(restart: Array) -> tuple[Array, Trace]:
+    def one_run(restart: Array) -> tuple[Array, Trace | None]:
         start_key, walk_key = jax.random.split(jax.random.fold_in(key, restart))
         start = ball.sample(x, start_key) if random_start else x
 
-        def step(x_adv: Array, t: Array) -> tuple[Array, Trace]:
+        def step(x_adv: Array, t: Array) -> tuple[Array, Trace | None]:
             now = gradients.step_key(gradient, walk_key, t)
             value, pullback = gradients.vjp(estimate, x_adv, now)
             ascent = pullback(jnp.ones_like(value))
-            info = Trace(value, norm(ascent, "l2"), losses.success(loss, model(x_adv, now), y))
-            return ball.project(x, ball.step(x_adv, ascent, step_size)), info
+            moved = ball.project(x, ball.step(x_adv, ascent, step_size))
+            if not record:
+                return moved, None
+            reached = losses.success(loss, model(x_adv, now), y)
+            return moved, Trace(value, norm(ascent, "l2"), reached)
 
         return jax.lax.scan(step, start, jnp.arange(num_steps))
 
     if num_restarts == 1:
         return one_run(jnp.zeros((), jnp.int32))
 
-    def judged(restart: Array) -> tuple[Array, Trace, Array, Array]:
+    def judged(restart: Array) -> tuple[Array, Trace | None, Array, Array]:
         x_adv, trace = one_run(restart)
         # A key of its own: not one that the walk has already climbed with.
         outputs = model(x_adv, jax.random.fold_in(jax.random.fold_in(key, restart), num_steps))

@@ -1,5 +1,6 @@
 """The judge: run attacks and certificates, believe only what is seen."""
 
 from jaxrobust.evaluation._report import AttackRecord, CertificateRecord, Report
+from jaxrobust.evaluation._run import environment, evaluate
 
-__all__ = ["AttackRecord", "CertificateRecord", "Report"]
+__all__ = ["AttackRecord", "CertificateRecord", "Report", "environment", "evaluate"]

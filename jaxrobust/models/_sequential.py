@@ -87,7 +87,7 @@ class MadryCNN(nn.Module):
             raise ValueError(
                 f"madry_cnn pools twice: image sides must be multiples of 4; got {x.shape[1:3]}"
             )
-        init = {
+        init: dict[str, Any] = {
             "kernel_init": nn.initializers.truncated_normal(0.1),
             "bias_init": nn.initializers.constant(0.1),
         }

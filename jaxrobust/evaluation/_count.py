@@ -1,0 +1,100 @@
+"""What an attack costs: gradients and forwards an example, read off its jaxpr."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
+
+from jaxrobust.gradients import GRADIENT
+from jaxrobust.loops import TURNS
+from jaxrobust.threat import Ball
+from jaxrobust.types import FORWARD, Attack, LogitsFn
+
+
+def count(
+    attack: Attack, logits_fn: LogitsFn, x: Any, num_classes: int, norm: str, box: Any
+) -> tuple[int | None, int | None]:
+    """Most gradients and model evaluations that an attack spends on one example.
+
+    Counted are the markers that `gradients.vjp` and `per_example` leave, times the length of the
+    loops around them.
+
+    Args:
+        attack: The attack.
+        logits_fn: The model.
+        x: A batch of any images.
+        num_classes: Number of logits.
+        norm: Norm of the threat.
+        box: Its box.
+
+    Returns:
+        `(gradients, forwards)`; None where they sit in a loop without a stated bound.
+    """
+
+    leaves, structure = jax.tree.flatten(logits_fn)
+    shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    image = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    return _cached(attack, structure, shapes, image, num_classes, norm, box)
+
+
+@functools.lru_cache(maxsize=256)
+def _cached(
+    attack: Attack, structure: Any, shapes: Any, image: Any, num_classes: int, norm: str, box: Any
+) -> tuple[int | None, int | None]:
+    def traced(logits_fn: Any, x: Any, y: Any, key: Any, eps: Any) -> Any:
+        return attack(logits_fn, x, y, key=key, ball=Ball(norm, eps, box))  # pyright: ignore[reportArgumentType]
+
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    label = jax.ShapeDtypeStruct((1,), "int32")
+    eps = jax.ShapeDtypeStruct((1,), image.dtype)
+    logits_fn = jax.tree.unflatten(structure, shapes)
+    jaxpr = jax.make_jaxpr(traced)(logits_fn, image, label, keys, eps).jaxpr
+    return _times(jaxpr, GRADIENT, math.prod(image.shape)), _times(jaxpr, FORWARD, num_classes)
+
+
+def _times(jaxpr: Any, marker: str, size: int) -> int | None:
+    """Examples that pass a marker of `size` numbers each; None if that is not bounded."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "name" and eqn.params["name"] == marker:
+            total += math.prod(eqn.invars[0].aval.shape) // size
+            continue
+        inner = [_times(sub, marker, size) for sub in _subjaxprs(eqn)]
+        if not any(part is None or part > 0 for part in inner):
+            continue
+        if any(part is None for part in inner):
+            return None
+        parts = [part for part in inner if part is not None]
+        if eqn.primitive.name == "scan":
+            total += eqn.params["length"] * sum(parts)
+        elif eqn.primitive.name == "cond":
+            total += max(parts)
+        elif eqn.primitive.name == "while":
+            turns = _bound(eqn)
+            if turns is None:
+                return None
+            total += turns * sum(parts)
+        else:
+            total += sum(parts)
+    return total
+
+
+def _bound(eqn: Any) -> int | None:
+    """The most turns of a while loop made by `loops.at_most`."""
+    for inner in _plain(eqn.params["body_jaxpr"]).eqns:
+        if inner.primitive.name == "name" and inner.params["name"].startswith(TURNS):
+            return int(inner.params["name"].removeprefix(TURNS))
+    return None
+
+
+def _subjaxprs(eqn: Any) -> list[Any]:
+    return [_plain(sub) for sub in jaxprs_in_params(eqn.params)]
+
+
+def _plain(jaxpr: Any) -> Any:
+    return getattr(jaxpr, "jaxpr", jaxpr)

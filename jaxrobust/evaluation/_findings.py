@@ -1,0 +1,69 @@
+"""Doubts that an evaluation itself can measure."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxrobust.types import Finding
+
+
+def _first(rows: np.ndarray) -> list[int]:
+    return [int(row) for row in np.flatnonzero(rows)[:10]]
+
+
+def probabilities(alike: np.ndarray) -> list[Finding]:
+    """The model seems to return probabilities."""
+    if not alike.all():
+        return []
+    return [
+        Finding(
+            "probabilities", 1.0, 1.0, _first(alike),
+            "Every output row is non-negative and sums to one, so the model seems to return "
+            "probabilities instead of logits: losses apply a second softmax, gradients shrink, "
+            "and attacks look weaker than they are.",
+            "Return the logits, before the softmax.",
+        )
+    ]  # fmt: skip
+
+
+def not_finite(prediction: np.ndarray) -> list[Finding]:
+    """The model returned NaN or infinite logits on clean images."""
+    bad = prediction < 0
+    if not bad.any():
+        return []
+    return [
+        Finding(
+            "logits not finite", float(bad.sum()), 0.0, _first(bad),
+            "The model returns NaN or infinite logits on clean images; those rows count as wrong.",
+            "Look for divisions by zero and overflow in the model.",
+        )
+    ]  # fmt: skip
+
+
+def outside(name: str, rows: np.ndarray) -> list[Finding]:
+    """An attack returned images that are not in the ball and box, or not finite."""
+    if not rows.any():
+        return []
+    return [
+        Finding(
+            f"outside the ball: {name}", float(rows.sum()), 0.0, _first(rows),
+            f"{name} returned images outside the ball or the box, or not finite. They were "
+            "projected before they were judged, so no accuracy rests on an illegal image.",
+            "Nothing where the attack minimises distance; otherwise mend its projection.",
+        )
+    ]  # fmt: skip
+
+
+def contradiction(name: str, certified: np.ndarray, broken: np.ndarray) -> list[Finding]:
+    """An example is both certified and broken."""
+    both = certified & broken
+    if not both.any():
+        return []
+    return [
+        Finding(
+            f"certified and broken: {name}", float(both.sum()), 0.0, _first(both),
+            f"{name} certifies examples that an attack broke. One of the two is wrong: the "
+            "certificate is unsound, or it speaks of another network than the one attacked.",
+            "Do not use either number before this is explained.",
+        )
+    ]  # fmt: skip

@@ -1,0 +1,141 @@
+"""Compiled programs of `evaluate`: predict a batch, attack a batch and judge what came back.
+
+Each is one `shard_map` over the rows of a batch, cached by what it is compiled for, so that
+repeated evaluations (one an epoch, say) trace once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array
+
+from jaxrobust.attacks import salted
+from jaxrobust.evaluation._report import DISTANCE_TOLERANCE
+from jaxrobust.threat import Ball
+from jaxrobust.types import Attack, LogitsFn, Randomized, logits_of, per_example
+
+AXIS = "rows"
+
+
+class Clean(NamedTuple):
+    """Judgement of the clean rows."""
+
+    prediction: Array  # -1 where the logits are not finite
+    like_probabilities: Array
+
+
+class Judged(NamedTuple):
+    """Judgement of the attacked rows."""
+
+    success: Array  # of the image brought into ball and box
+    prediction: Array
+    distance: Array  # as returned; inf where not finite
+    broken_at: Array  # smallest distance at which a wrong prediction was seen; inf where none
+    outside: Array  # as returned: not finite, out of the box, or out of the ball
+    image: Array  # brought into ball and box
+
+
+@functools.lru_cache(maxsize=64)
+def clean_program(votes: int, devices: tuple[Any, ...]) -> Callable[..., Clean]:
+    """`(logits_fn, x, keys) -> Clean`, rows sharded over the devices."""
+
+    def clean(logits_fn: LogitsFn, x: Array, keys: Array) -> Clean:
+        logits = jax.vmap(per_example(logits_fn))(x, salted(keys, "judge clean"))
+        logits = logits_of(logits)
+        total = jnp.sum(logits, -1)
+        alike = jnp.all(logits >= 0, -1) & (jnp.abs(total - 1) < 1e-3)
+        predicted = _predict(logits_fn, votes, x, salted(keys, "judge clean"))
+        return Clean(predicted, alike)
+
+    return _sharded(clean, devices)
+
+
+@functools.lru_cache(maxsize=64)
+def attack_program(
+    name: str, attack: Attack, votes: int, devices: tuple[Any, ...]
+) -> Callable[..., Judged]:
+    """`(logits_fn, x, y, keys, ball) -> Judged`, rows sharded over the devices."""
+
+    def attack_and_judge(
+        logits_fn: LogitsFn, x: Array, y: Array, keys: Array, ball: Ball
+    ) -> Judged:
+        x_adv = attack(logits_fn, x, y, key=salted(keys, name), ball=ball)
+        if jnp.shape(x_adv) != x.shape:
+            raise ValueError(
+                f"attack {name!r} must return images of shape {x.shape}; got {jnp.shape(x_adv)}"
+            )
+        finite = jnp.all(jnp.isfinite(x_adv), axis=tuple(range(1, x.ndim)))
+        x_adv = jnp.where(_over(finite, x), x_adv, x)
+        legal = jnp.clip(x_adv, *ball.box)
+        distance = jax.vmap(lambda ball, x, z: ball.distance(x, z))(ball, x, legal)
+        image = jax.vmap(lambda ball, x, z: ball.project(x, z))(ball, x, legal)
+        within = distance <= ball.eps * (1 + DISTANCE_TOLERANCE) + 1e-7
+        outside = ~finite | ~within | jnp.any((legal != x_adv).reshape(len(x), -1), -1)
+
+        judge_keys = salted(keys, f"judge {name}")
+        prediction = _predict(logits_fn, votes, image, judge_keys)
+        success = prediction != y
+        # The image as returned matters for the curve over eps, and differs in these rows only.
+        as_returned = jax.lax.cond(
+            jnp.any(outside),
+            lambda: _predict(logits_fn, votes, legal, judge_keys) != y,
+            lambda: success,
+        )
+        reached = jax.vmap(lambda ball, x, z: ball.distance(x, z))(ball, x, image)
+        broken_at = jnp.minimum(
+            jnp.where(success, jnp.minimum(reached, distance), jnp.inf),
+            jnp.where(as_returned, distance, jnp.inf),
+        )
+        distance = jnp.where(finite, distance, jnp.inf)
+        return Judged(success, prediction, distance, broken_at, outside, image)
+
+    return _sharded(attack_and_judge, devices)
+
+
+def _predict(logits_fn: LogitsFn, votes: int, x: Array, keys: Array) -> Array:
+    """Predicted class of each row, by majority of `votes` where the model is randomised."""
+    model = jax.vmap(per_example(logits_fn))
+    if not isinstance(logits_fn, Randomized):
+        return _class_of(logits_of(model(x, keys)))
+
+    def vote(tally: Array, v: Array) -> tuple[Array, None]:
+        logits = logits_of(model(x, jax.vmap(jax.random.fold_in, (0, None))(keys, v)))
+        predicted = _class_of(logits)
+        return tally + jax.nn.one_hot(predicted, tally.shape[-1], dtype=tally.dtype), None
+
+    shape = jax.eval_shape(lambda: logits_of(model(x, keys))).shape
+    tally, _ = jax.lax.scan(vote, jnp.zeros_like(x, jnp.int32, shape), jnp.arange(votes))
+    return jnp.where(jnp.sum(tally, -1) > 0, jnp.argmax(tally, -1), -1)
+
+
+def _class_of(logits: Array) -> Array:
+    finite = jnp.all(jnp.isfinite(logits), -1)
+    return jnp.where(finite, jnp.argmax(logits, -1), -1)
+
+
+def _sharded(program: Callable[..., Any], devices: tuple[Any, ...]) -> Callable[..., Any]:
+    """Compile a program whose first argument is the model and whose others are rows."""
+    mesh = Mesh(np.array(devices), (AXIS,))
+    model, rows = PartitionSpec(), PartitionSpec(AXIS)
+
+    @jax.jit
+    def run(logits_fn: LogitsFn, *args: Any) -> Any:
+        specs = (model, *[rows] * len(args))
+        # check_vma=False: a user's model need not be written for varying-axes types.
+        mapped = jax.shard_map(
+            program, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False
+        )
+        return mapped(logits_fn, *args)
+
+    return run
+
+
+def _over(mask: Array, x: Array) -> Array:
+    return mask.reshape(-1, *[1] * (x.ndim - 1))

@@ -1,0 +1,365 @@
+"""`evaluate`: the worst case of each example over all attacks, beside what can be proved."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Key
+
+from jaxrobust import checks
+from jaxrobust._version import __version__
+from jaxrobust.evaluation import _findings as findings
+from jaxrobust.evaluation._count import count
+from jaxrobust.evaluation._judge import attack_program, clean_program
+from jaxrobust.evaluation._report import AttackRecord, CertificateRecord, Report
+from jaxrobust.evaluation._store import Store, digest
+from jaxrobust.threat import Ball
+from jaxrobust.types import (
+    Attack,
+    Images,
+    Labels,
+    LogitsFn,
+    MarginBound,
+    Randomized,
+    as_partial,
+    logits_of,
+    per_example,
+    row_keys,
+)
+
+
+def evaluate(
+    logits_fn: LogitsFn,
+    data: tuple[Images, Labels],
+    *,
+    attacks: Mapping[str, Attack],
+    ball: Ball,
+    key: Key,
+    certificates: Mapping[str, Callable[..., MarginBound]] | None = None,
+    batch_size: int = 256,
+    survivors_only: bool = True,
+    votes: int = 1,
+    keep_images: int = 0,
+    directory: str | Path | None = None,
+    progress: bool = False,
+) -> Report:
+    """Attack and certify a classifier, and judge the outcome independently of the attacks.
+
+    Every image that an attack returns is checked for finiteness, measured, brought into ball and
+    box, and classified anew; only that counts. After each attack only the examples that are still
+    right go to the next, gathered into full batches of one shape, so each attack is traced once
+    and strong attacks behind weak ones cost little. Batches are spread over all devices.
+
+    An example's result depends on the key and its index alone: not on its neighbours, the batch
+    size, the number of devices or the order of the attacks (each draws from the checksum of its
+    name).
+
+    Args:
+        logits_fn: `(batch, *dims) -> (batch, classes)`; as a `jax.tree_util.Partial` its weights
+            stay out of the compiled program. `Randomized` models are judged with keys of their own.
+        data: `(x, y)`: float images in the box and integer labels; memory-mapped arrays are read
+            batch by batch.
+        attacks: By name, in the order in which they are run.
+        ball: The threat; `eps` a scalar or one a row.
+        key: Typed key of the whole evaluation.
+        certificates: By name, `(x, y, *, key, ball) -> MarginBound`; see `certify.on_layers`.
+        batch_size: Rows at once on each device.
+        survivors_only: False runs every attack on every example, for `accuracy_under`.
+        votes: Predictions of a `Randomized` model that vote on each image.
+        keep_images: Keep clean and adversarial images of this many first rows in the report.
+        directory: Where finished batches go; an evaluation that was killed and started again with
+            the same arguments ends with identical results.
+        progress: Show progress bars.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: For data, labels, key, ball, counts or model outputs that cannot be meant, for
+            a certificate that speaks of another threat, and for a directory of another evaluation.
+
+    >>> from jaxrobust.attacks import fgsm
+    >>> model = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
+    >>> x, y = np.array([[0.8], [0.6]], np.float32), np.array([0, 0])
+    >>> report = evaluate(model, (x, y), attacks={"fgsm": fgsm}, ball=Ball("linf", 0.2),
+    ...                   key=jax.random.key(0), batch_size=2)
+    >>> report.clean_accuracy, report.robust_accuracy
+    (1.0, 0.5)
+    """
+    x, y = data
+    certificates = dict(certificates or {})
+    devices = tuple(jax.devices())
+    num_classes = _check(logits_fn, x, y, attacks, certificates, ball, key, batch_size, votes)
+    logits_fn = as_partial(logits_fn)
+    settings = {
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "batch_size": batch_size,
+        "num_devices": len(devices),
+        "survivors_only": survivors_only,
+        "votes": votes,
+    }
+    identity = {
+        **settings, "attacks": list(attacks), "certificates": list(certificates),
+        "norm": ball.norm, "eps": np.asarray(ball.eps, np.float64).tolist(),
+        "num_examples": len(y), "keep_images": keep_images,
+        "labels": digest(np.asarray(y)), "model": digest(logits_fn),
+    }  # fmt: skip
+    bench = _Bench(
+        logits_fn, x, y, ball, key, batch_size * len(devices), Store(directory, identity), progress
+    )
+    n = len(y)
+    eps = np.broadcast_to(np.asarray(ball.eps, np.float64), (n,))
+
+    clean = bench.run("clean", np.arange(n), clean_program(votes, devices), with_labels=False)
+    correct = clean["prediction"] == y
+    found = findings.probabilities(clean["like_probabilities"])
+    found += findings.not_finite(clean["prediction"])
+    examples: dict[str, np.ndarray] = {
+        "label": np.asarray(y),
+        "clean_prediction": clean["prediction"],
+        "clean_correct": correct,
+    }
+    standing = correct.copy()
+    broken_by = np.full(n, "", dtype=f"<U{max([1, *map(len, attacks)])}")
+    distance = np.where(correct, np.inf, 0.0)
+    kept = np.array(x[:keep_images], dtype=np.float32)
+    images = {"clean": kept, "adversarial": kept.copy()} if keep_images else {}
+    records, after, under = {}, {}, {}
+    for name, attack in attacks.items():
+        rows = np.flatnonzero(standing) if survivors_only else np.arange(n)
+        program = attack_program(name, attack, votes, devices)
+        judged = bench.run(name, rows, program, with_labels=True, keep=keep_images)
+        success = _spread(n, rows, judged["success"], False)
+        newly = standing & success
+        shown = rows[(rows < keep_images) & (standing[rows])]
+        for row in shown:
+            images["adversarial"][row] = judged["image"][np.searchsorted(rows, row)]
+        standing &= ~success
+        broken_by[newly] = name
+        at = _spread(n, rows, judged["broken_at"], np.inf).astype(np.float64)
+        distance = np.minimum(distance, at)
+        examples[f"ran/{name}"] = _spread(n, rows, np.ones(len(rows), bool), False)
+        examples[f"success/{name}"] = success
+        examples[f"prediction/{name}"] = _spread(n, rows, judged["prediction"], -1)
+        examples[f"distance/{name}"] = _spread(n, rows, judged["distance"], np.nan)
+        after[name] = float(standing.mean())
+        if not survivors_only:
+            under[name] = float((correct & ~success).mean())
+        cost = count(attack, logits_fn, x, num_classes, ball.norm, ball.box)
+        off = _spread(n, rows, judged["outside"], False)
+        found += findings.outside(name, off)
+        records[name] = AttackRecord(
+            float(judged["seconds"]), len(rows), int(newly.sum()), *cost, int(off.sum())
+        )
+    examples |= {"robust": standing, "broken_by": broken_by, "distance": distance}
+
+    claims, proved = {}, {}
+    for name, certificate in certificates.items():
+        bound = bench.certify(name, certificate)
+        examples[f"certified/{name}"] = bound["certified"]
+        examples[f"margin/{name}"] = bound["margin"]
+        proved[name] = float((correct & bound["certified"]).mean())
+        found += findings.contradiction(
+            name, bound["certified"], (~correct) | (distance <= eps)
+        )  # fmt: skip
+        claims[name] = CertificateRecord(
+            float(bound["seconds"]), str(bound["method"]), str(bound["proof"]), ball.norm,
+            float(eps.max()),
+        )  # fmt: skip
+
+    counted = {"clean": correct, "robust": standing}
+    counted |= {f"certified {k}": correct & examples[f"certified/{k}"] for k in certificates}
+    fractions = {k: float(v.mean()) for k, v in counted.items()}
+    fractions |= {f"after {k}": v for k, v in after.items()}
+    fractions |= {f"under {k}": v for k, v in under.items()}
+    return Report(
+        norm=ball.norm, eps=float(eps.max()), num_examples=n, num_classes=num_classes,
+        clean_accuracy=fractions["clean"], robust_accuracy=fractions["robust"],
+        accuracy_after=after, accuracy_under=under, certified_accuracy=proved,
+        intervals={k: _clopper_pearson(round(v * n), n) for k, v in fractions.items()},
+        attacks=records, certificates=claims, findings=found, settings=settings,
+        environment=environment(), examples=examples, images=images,
+    )  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """Versions and device, for a report."""
+    from importlib.metadata import version
+
+    device = jax.devices()[0]
+    packages = ("jax", "jaxlib", "numpy", "flax", "optax")
+    return {
+        "jaxrobust": __version__,
+        **{package: version(package) for package in packages},
+        "python": platform.python_version(),
+        "device": f"{device.platform}: {device.device_kind}",
+        "num_devices": jax.device_count(),
+    }
+
+
+class _Bench:
+    """Runs stages of an evaluation batch by batch."""
+
+    def __init__(
+        self, logits_fn: LogitsFn, x: Any, y: Any, ball: Ball, key: Any, size: int, store: Store,
+        progress: bool,
+    ) -> None:  # fmt: skip
+        self.logits_fn, self.x, self.y, self.ball, self.key = logits_fn, x, y, ball, key
+        self.size, self.store, self.progress = size, store, progress
+
+    def run(
+        self, stage: str, rows: np.ndarray, program: Any, *, with_labels: bool, keep: int = 0
+    ) -> dict[str, Any]:
+        """Run a compiled program over some rows; its outputs in the rows' order."""
+
+        def compute(part: np.ndarray) -> dict[str, np.ndarray]:
+            # Rows repeat to fill the one shape that is compiled.
+            padded = part[np.arange(self.size) % len(part)]
+            x = jnp.asarray(np.asarray(self.x[padded]))
+            keys = _fold_rows(self.key, jnp.asarray(padded))
+            if with_labels:
+                eps = np.broadcast_to(np.asarray(self.ball.eps), (len(self.y),))[padded]
+                ball = dataclasses.replace(self.ball, eps=jnp.asarray(eps, x.dtype))
+                y = jnp.asarray(np.asarray(self.y[padded]))
+                out = program(self.logits_fn, x, y, keys, ball)
+            else:
+                out = program(self.logits_fn, x, keys)
+            arrays = {k: np.asarray(v)[: len(part)] for k, v in out._asdict().items()}
+            if "image" in arrays:
+                arrays["image"] = arrays["image"][part < keep]
+            return arrays
+
+        if len(rows):
+            return self._stage(stage, rows, compute)
+        shapes = jax.eval_shape(program, self.logits_fn, *self._shapes(with_labels))._asdict()
+        nothing = {k: np.empty((0, *v.shape[1:]), v.dtype) for k, v in shapes.items()}
+        return nothing | {"seconds": 0.0}
+
+    def certify(self, name: str, certificate: Callable[..., MarginBound]) -> dict[str, Any]:
+        """Bound the margins of all rows on the host."""
+
+        def compute(part: np.ndarray) -> dict[str, np.ndarray]:
+            keys = _fold_rows(self.key, jnp.asarray(part))
+            bound = certificate(self.x[part], self.y[part], key=keys, ball=self.ball)
+            radius = float(np.max(np.asarray(self.ball.eps)))
+            if bound.norm != self.ball.norm or not np.isclose(bound.eps, radius, rtol=1e-6):
+                raise ValueError(
+                    f"certificate {name!r} must speak of {self.ball.norm} {radius:g}, the threat "
+                    f"evaluated; its bound is for {bound.norm} {bound.eps:g}"
+                )
+            return {
+                "certified": bound.certified,
+                "margin": np.min(bound.margins, axis=1),
+                "method": np.full(len(part), bound.method),
+                "proof": np.full(len(part), bound.proof),
+            }
+
+        out = self._stage(f"certificate {name}", np.arange(len(self.y)), compute)
+        return out | {"method": out["method"][0], "proof": out["proof"][0]}
+
+    def _stage(
+        self, stage: str, rows: np.ndarray, compute: Callable[[np.ndarray], dict[str, Any]]
+    ) -> dict[str, Any]:
+        parts, seconds = [], 0.0
+        starts = range(0, len(rows), self.size)
+        with _bar(self.progress, stage, len(starts)) as advance:
+            for number, start in enumerate(starts):
+                part = rows[start : start + self.size]
+                arrays = self.store.load(stage, number, part)
+                if arrays is None:
+                    began = time.perf_counter()
+                    arrays = compute(part)
+                    arrays["seconds"] = np.array([time.perf_counter() - began])
+                    self.store.save(stage, number, part, arrays)
+                seconds += float(arrays.pop("seconds")[0])
+                parts.append(arrays)
+                advance()
+        joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+        return joined | {"seconds": seconds}
+
+    def _shapes(self, with_labels: bool) -> tuple[Any, ...]:
+        x = jax.ShapeDtypeStruct((self.size, *self.x.shape[1:]), self.x.dtype)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.size))
+        if not with_labels:
+            return x, keys
+        y = jax.ShapeDtypeStruct((self.size,), jnp.asarray(self.y[:1]).dtype)
+        ball = dataclasses.replace(
+            self.ball, eps=jax.ShapeDtypeStruct((self.size,), self.x.dtype)
+        )  # fmt: skip
+        return x, y, keys, ball
+
+
+@jax.jit
+def _fold_rows(key: Any, rows: Any) -> Any:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+
+
+def _spread(n: int, rows: np.ndarray, values: np.ndarray, default: Any) -> np.ndarray:
+    """Values of some rows among all n."""
+    column = np.full(n, default, dtype=np.result_type(values.dtype, type(default)))
+    column[rows] = values
+    return column
+
+
+def _one(x: Any) -> np.ndarray:
+    return np.asarray(x[:1])
+
+
+def _check(
+    logits_fn: LogitsFn, x: Any, y: Any, attacks: Any, certificates: Any, ball: Ball, key: Any,
+    batch_size: int, votes: int,
+) -> int:  # fmt: skip
+    """Refuse what cannot be meant; returns the number of classes."""
+    if not isinstance(attacks, Mapping) or not attacks:
+        raise ValueError(f"attacks must be a non-empty dictionary of attacks by name; got {attacks!r}")
+    checks.check_count(batch_size, "batch_size")
+    checks.check_count(votes, "votes")
+    if votes > 1 and not isinstance(logits_fn, Randomized):
+        raise ValueError(f"votes must be 1 for a model that is not Randomized; got {votes}")
+    if not hasattr(x, "shape") or x.ndim < 2 or x.shape[0] == 0:
+        raise ValueError(
+            f"data[0] must be a non-empty batch of images; got {getattr(x, 'shape', type(x))}"
+        )
+    checks.check_ball(ball, len(x))
+    if certificates and np.ndim(ball.eps):
+        raise ValueError("eps must be a scalar where certificates are asked for; got one a row")
+    for start in range(0, len(x), 1024):
+        checks.check_images(np.asarray(x[start : start + 1024]), ball.box, "data[0]")
+    keys = row_keys(key, 1)
+    if key.ndim:
+        raise ValueError(f"key must be a single key for evaluate; got shape {key.shape}")
+    model = jax.vmap(per_example(logits_fn))
+    one = _one(x)
+    shape = jax.eval_shape(model, jax.ShapeDtypeStruct(one.shape, one.dtype), keys)
+    num_classes = checks.check_logits(logits_of(shape), 1)
+    checks.check_labels(y, len(x), num_classes, "data[1]")
+    return num_classes
+
+
+def _clopper_pearson(successes: int, n: int) -> tuple[float, float]:
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, n).proportion_ci(0.95, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+@contextlib.contextmanager
+def _bar(show: bool, stage: str, total: int) -> Iterator[Callable[[], None]]:
+    if not show or total == 0:
+        yield lambda: None
+        return
+    from rich.progress import Progress
+
+    with Progress() as bar:
+        task = bar.add_task(stage, total=total)
+        yield lambda: bar.advance(task)
+

@@ -1,0 +1,88 @@
+"""Finished batches on disk, so that a killed evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+
+class Store:
+    """Batches by stage and number in a folder, or nothing at all where there is no folder.
+
+    A batch that is missing, half-written, damaged or of other rows is computed again.
+
+    Args:
+        folder: Where they lie; None keeps nothing.
+        identity: What the evaluation is of; a folder of another one is refused.
+    """
+
+    def __init__(self, folder: str | Path | None, identity: dict[str, Any]) -> None:
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "evaluation.json"
+        try:
+            stored = json.loads(path.read_text()) if path.exists() else None
+        except json.JSONDecodeError:
+            stored = None  # half-written, so nothing was finished under it
+        if stored is None:
+            _atomically(path, lambda partial: partial.write_text(json.dumps(identity, indent=1)))
+            return
+        for name, ours in identity.items():
+            if stored.get(name) != ours:
+                raise ValueError(
+                    f"directory {folder} holds another evaluation: its {name} is "
+                    f"{stored.get(name)!r}; got {ours!r}"
+                )
+
+    def load(self, stage: str, batch: int, rows: np.ndarray) -> dict[str, np.ndarray] | None:
+        """A finished batch, if it is there, whole, and of these rows."""
+        if self.folder is None:
+            return None
+        try:
+            with np.load(self._path(stage, batch)) as stored:
+                arrays = dict(stored)
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+            return None
+        return arrays if np.array_equal(arrays.pop("rows", np.empty(0)), rows) else None
+
+    def save(
+        self, stage: str, batch: int, rows: np.ndarray, arrays: dict[str, np.ndarray]
+    ) -> None:
+        """Write a finished batch; it appears whole or not at all."""
+        if self.folder is None:
+            return
+        path = self._path(stage, batch)
+        _atomically(path, lambda partial: np.savez(partial, rows=rows, **arrays))
+
+    def _path(self, stage: str, batch: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{zlib.crc32(stage.encode()):08x}-{batch:06d}.npz"
+
+
+def digest(tree: PyTree) -> str:
+    """A checksum of a tree's structure and of the numbers in it."""
+    leaves, structure = jax.tree.flatten(tree)
+    # Function addresses change from run to run: the numbers and shapes identify a model.
+    total = hashlib.sha256(str(structure.num_leaves).encode())
+    for leaf in leaves:
+        array = np.asarray(leaf)
+        total.update(f"{array.shape}{array.dtype}".encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()[:16]
+
+
+def _atomically(path: Path, write: Any) -> None:
+    partial = path.with_name(f".{os.getpid()}-{path.name}")
+    write(partial)
+    os.replace(partial, path)
