@@ -97,7 +97,7 @@ def smoothed(sigma: float, n: int, fresh: bool = True) -> Gradient:
     return gradient
 
 
-def step_key(gradient: Gradient, key: Key[Array, ""], step: Array) -> Key[Array, ""]:
+def step_key(gradient: Gradient, key: Key[Array, ""], step: int | Array) -> Key[Array, ""]:
     """The key of one step of a search: new at each, unless the gradient shares its draws.
 
     >>> bool(jnp.all(step_key(smoothed(1.0, 1, fresh=False), jax.random.key(3), 5)

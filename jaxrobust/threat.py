@@ -6,7 +6,7 @@ Every method speaks of **one example**; attacks lift it with `jax.vmap`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class Ball:
     """
 
     norm: Literal["linf", "l2", "l1"] = dataclasses.field(metadata={"static": True})
-    eps: float | Array
+    eps: Any  # a float or an Array, but unflattening passes placeholders
     box: Box = dataclasses.field(default=Box(), metadata={"static": True})
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ class Randomized:
     (2, 3)
     """
 
-    fn: Callable[[Array, Array], PyTree]
+    fn: Any  # Callable[[Array, Array], PyTree], but unflattening passes placeholders
 
     def __post_init__(self) -> None:
         # Unflattening runs this with placeholders, which are left alone.
@@ -93,7 +93,7 @@ def per_example(logits_fn: LogitsFn) -> Callable[[Array, Array], PyTree]:
     return one
 
 
-def logits_of(outputs: PyTree) -> Array:
+def logits_of(outputs: PyTree) -> Any:
     """The logits among a model's outputs: the outputs themselves, or the first of a tuple.
 
     >>> logits_of((jnp.zeros(10), jnp.zeros(64))).shape
