@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxrobust.types import Images
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Flatten:
 Layer: TypeAlias = Dense | Conv | Relu | Flatten
 
 
-def apply(layers: Sequence[Layer], x: Float[Array, "batch *dims"]) -> Float[Array, "batch classes"]:
+def apply(layers: Sequence[Layer], x: Images) -> Float[Array, "batch classes"]:
     """Run the network; `jax.tree_util.Partial(apply, layers)` is a `logits_fn`.
 
     Args:

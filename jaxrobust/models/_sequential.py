@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrobust.layers import Conv, Dense, Flatten, Layer, Relu
+from jaxrobust.types import Images
 
 
 class MLP(nn.Module):
@@ -24,7 +25,7 @@ class MLP(nn.Module):
     num_classes: int = 10
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch *dims"]) -> Float[Array, "batch classes"]:
+    def __call__(self, x: Images) -> Float[Array, "batch classes"]:
         """Logits of a batch of images of any shape."""
         x = x.reshape(x.shape[0], -1)
         for width in self.features:
@@ -49,7 +50,7 @@ class SmallCNN(nn.Module):
     num_classes: int = 10
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
+    def __call__(self, x: Images) -> Float[Array, "batch classes"]:
         """Logits of a batch of NHWC images."""
         x = nn.relu(nn.Conv(16, (3, 3))(x))
         x = nn.relu(nn.Conv(32, (3, 3), strides=(2, 2))(x))
@@ -81,7 +82,7 @@ class MadryCNN(nn.Module):
     num_classes: int = 10
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
+    def __call__(self, x: Images) -> Float[Array, "batch classes"]:
         """Logits of a batch of NHWC images."""
         if x.shape[1] % 4 or x.shape[2] % 4:
             raise ValueError(
