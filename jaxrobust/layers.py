@@ -75,6 +75,7 @@ def apply(layers: Sequence[Layer], x: Images) -> Float[Array, "batch classes"]:
     >>> apply([Dense(jnp.eye(2), jnp.ones(2)), Relu()], jnp.array([[-3.0, 1.0]]))
     Array([[0., 2.]], dtype=float32)
     """
+    x = jnp.asarray(x)
     for layer in layers:
         match layer:
             case Dense(kernel, bias):
