@@ -11,13 +11,12 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 import jaxtyping
+import pytest
 
 # is_pep484_tower: an int passes for a float, as type checkers have it.
 jaxtyping.install_import_hook(
     "jaxrobust", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
-
-import pytest
 
 
 @pytest.fixture
