@@ -1,0 +1,13 @@
+"""Write down what an evaluation found: one folder, one page, the same numbers in the terminal.
+
+A `Document` holds one `Entry` a classifier. `save` writes `report.json` (every number),
+`examples.npz` (one row an example, checked by its sha256), `figures/` and a self-contained
+`index.html`; `load` reads the first two back and `render` draws the page again from them.
+matplotlib, jinja2 and rich are imported when something is drawn, not before.
+"""
+
+from jaxrobust.report._document import Curve, Document, Entry, load
+from jaxrobust.report._page import render, save
+from jaxrobust.report._terminal import print_tables
+
+__all__ = ["Curve", "Document", "Entry", "load", "print_tables", "render", "save"]
