@@ -12,8 +12,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrobust import checks, losses
+from jaxrobust.attacks._lift import check_call
 from jaxrobust.threat import Ball
-from jaxrobust.types import Attack, Images, Keys, Labels, LogitsFn, per_example, row_keys
+from jaxrobust.types import (
+    Attack,
+    Images,
+    Keys,
+    Labels,
+    LogitsFn,
+    as_partial,
+    per_example,
+    row_keys,
+)
 
 
 def at_eps(attack: Attack, eps: float) -> Attack:
@@ -124,8 +134,12 @@ def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
     def composed(
         logits_fn: LogitsFn, x: Images, y: Labels, *, key: Keys, ball: Ball
     ) -> Float[Array, "batch *dims"]:
-        x, y = jnp.asarray(x), jnp.asarray(y)
-        keys = row_keys(key, x.shape[0])
+        keys = check_call(logits_fn, x, y, key, ball)
+        ball = dataclasses.replace(ball, eps=jnp.asarray(ball.eps, x.dtype))
+        return jitted(as_partial(logits_fn), jnp.asarray(x), jnp.asarray(y), keys, ball)
+
+    @jax.jit
+    def jitted(logits_fn: LogitsFn, x: Array, y: Array, keys: Array, ball: Ball) -> Array:
         model = per_example(logits_fn)
 
         def fooled(images: Array, salt: str) -> Array:

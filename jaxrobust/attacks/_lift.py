@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from jaxrobust import checks
 from jaxrobust.losses import Loss
-from jaxrobust.threat import Ball
+from jaxrobust.threat import Ball, Box
 from jaxrobust.types import (
     Images,
     Keys,
@@ -51,16 +51,9 @@ def lift(
         scalars: Traced numbers, each a scalar or one a row.
         static: Hashable arguments, part of the compiled program's identity.
     """
-    checks.check_images(x, ball.box if isinstance(ball, Ball) else checks.Box())
-    num_rows = x.shape[0]
-    if num_rows == 0:
-        raise ValueError("x must hold at least one image; got an empty batch")
-    checks.check_ball(ball, num_rows)
+    keys = check_call(logits_fn, x, y, key, ball)
     for name, value in (scalars or {}).items():
-        checks.check_radius(value, name, num_rows)
-    keys = row_keys(key, num_rows)
-    num_classes = _num_classes(logits_fn, x, keys)
-    checks.check_labels(y, num_rows, num_classes)
+        checks.check_radius(value, name, len(x))
     x = jnp.asarray(x)
     scalars = {k: jnp.asarray(v, x.dtype) for k, v in (scalars or {}).items()}
     ball = Ball(ball.norm, jnp.asarray(ball.eps, x.dtype), ball.box)
@@ -94,10 +87,19 @@ def _row_axis(leaf: Any) -> int | None:
     return 0 if leaf.ndim else None
 
 
-def _num_classes(logits_fn: LogitsFn, x: Any, keys: Any) -> int:
+def check_call(logits_fn: LogitsFn, x: Any, y: Any, key: Any, ball: Any) -> Any:
+    """Refuse arguments of an attack that cannot be meant; returns the row keys."""
+    checks.check_images(x, ball.box if isinstance(ball, Ball) else Box())
+    num_rows = x.shape[0]
+    if num_rows == 0:
+        raise ValueError("x must hold at least one image; got an empty batch")
+    checks.check_ball(ball, num_rows)
+    keys = row_keys(key, num_rows)
     model = jax.vmap(per_example(logits_fn))
     outputs = jax.eval_shape(model, jax.ShapeDtypeStruct(x.shape, x.dtype), keys)
-    return checks.check_logits(logits_of(outputs), x.shape[0])
+    num_classes = checks.check_logits(logits_of(outputs), num_rows)
+    checks.check_labels(y, num_rows, num_classes)
+    return keys
 
 
 def loss_of(model: Callable[..., PyTree], loss: Loss, y: Any) -> Callable[..., Any]:

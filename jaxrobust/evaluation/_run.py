@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Key
 
 from jaxrobust import checks
 from jaxrobust._version import __version__
@@ -26,6 +25,7 @@ from jaxrobust.threat import Ball
 from jaxrobust.types import (
     Attack,
     Images,
+    Keys,
     Labels,
     LogitsFn,
     MarginBound,
@@ -43,7 +43,7 @@ def evaluate(
     *,
     attacks: Mapping[str, Attack],
     ball: Ball,
-    key: Key,
+    key: Keys,
     certificates: Mapping[str, Callable[..., MarginBound]] | None = None,
     batch_size: int = 256,
     survivors_only: bool = True,

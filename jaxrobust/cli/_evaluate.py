@@ -1,0 +1,152 @@
+"""`jaxrobust evaluate`: somebody's own model, or a checkpoint of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxrobust import certify, data, evaluation, report, train
+from jaxrobust.cli import _common as common
+from jaxrobust.cli._common import NormName
+from jaxrobust.layers import Layer
+from jaxrobust.threat import Ball
+from jaxrobust.types import LogitsFn, Randomized, as_partial
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Attack a classifier with FGSM, BIM and PGD, bound it where possible, write a report.
+
+    Give --model for your own, or --checkpoint for a folder made by `jaxrobust train`. Stopped and
+    started again with the same arguments it goes on where it was.
+    """
+
+    model: str | None = None
+    """package.module:function; the function returns logits_fn (images in [0, 1], NHWC, to logits),
+    or (logits_fn, preprocessing), the latter a function of images applied first."""
+    checkpoint: Path | None = None
+    """Folder made by `jaxrobust train`."""
+    data: str | None = None
+    """digits or a prepared TFDS image set; the checkpoint's own, or digits, where not given."""
+    split: str = "test"
+    """Split in TFDS syntax."""
+    num_examples: int = 1000
+    """Most images to attack, the first of the split."""
+    norm: NormName = "linf"
+    """Norm of the threat."""
+    eps: float | None = None
+    """Its radius, of [0, 1]; by the data set where not given."""
+    num_steps: int = 40
+    """PGD steps."""
+    num_restarts: int = 5
+    """PGD restarts."""
+    batch_size: int = 256
+    """Images at once on each device."""
+    out: Path = Path("jaxrobust-report")
+    """Folder of the report."""
+    seed: int = 0
+    """Seed of everything."""
+
+    def run(self) -> None:
+        """Evaluate and report."""
+        logits_fn, layers, name, dataset, history = self._load()
+        test = data.load(dataset, self.split)
+        test = test._replace(x=test.x[: self.num_examples], y=test.y[: self.num_examples])
+        eps = common.default_eps(dataset, self.norm) if self.eps is None else self.eps
+        ball = Ball(self.norm, eps)
+        bounds = {} if layers is None else {
+            k: certify.on_layers(bound, layers) for k, bound in common.BOUNDS.items()
+        }  # fmt: skip
+        key = common.key_of(self.seed, f"evaluate {self.norm}")
+        settings = dataclasses.asdict(self) | {"out": "", "checkpoint": str(self.checkpoint)}
+        work = self.out / f"unfinished-{common.fingerprint(settings)}"
+        options: dict[str, Any] = {"batch_size": self.batch_size, "progress": True}
+        found = evaluation.evaluate(
+            logits_fn, (test.x, test.y), ball=ball, key=key, certificates=bounds,
+            attacks=common.standard_attacks(self.num_steps, self.num_restarts), keep_images=64,
+            directory=work / "threat", **options,
+        )  # fmt: skip
+        curve = common.curve(
+            logits_fn, layers, test, ball, key, num_steps=self.num_steps,
+            directory=work / "curve", **options,
+        )  # fmt: skip
+        description = f"evaluated on {len(test.y)} images of {dataset} ({self.split})"
+        entry = report.Entry(
+            name, description, {f"{self.norm} {eps:g}": found}, {self.norm: curve}, history
+        )
+        document = report.Document(
+            f"How robust is {name}?", common.command_line(), [entry], [], common.made_at()
+        )
+        report.save(document, self.out)
+        shutil.rmtree(work, ignore_errors=True)
+        report.print_tables(document)
+        common.announce(self.out)
+
+    def _load(self) -> tuple[LogitsFn, list[Layer] | None, str, str, list[dict[str, Any]]]:
+        if (self.model is None) == (self.checkpoint is None):
+            raise ValueError("give either --model or --checkpoint")
+        if self.checkpoint is not None:
+            return self._checkpoint(self.checkpoint)
+        assert self.model is not None
+        return users_model(self.model), None, self.model, self.data or "digits", []
+
+    def _checkpoint(self, folder: Path) -> tuple[LogitsFn, Any, str, str, list[dict[str, Any]]]:
+        path = folder / "model.json"
+        if not path.is_file():
+            raise ValueError(f"--checkpoint must be a finished run of jaxrobust train; got {folder}")
+        try:
+            described = json.loads(path.read_text())
+            module = common.build(described["model"], described["num_classes"])
+        except (json.JSONDecodeError, KeyError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        params, _ = train.restore(folder)
+        variables = {"params": jax.tree.map(jax.numpy.asarray, params)}
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        name = f"{described['model']} ({described['objective']})"
+        return (
+            jax.tree_util.Partial(module.apply, variables), common.explicit(module, variables),
+            name, self.data or described["data"], [json.loads(line) for line in lines],
+        )  # fmt: skip
+
+
+def users_model(spec: str) -> LogitsFn:
+    """Import `package.module:function`, call it, and put its preprocessing in front.
+
+    Args:
+        spec: As on the command line; modules of the current folder are found.
+
+    Raises:
+        ValueError: If it cannot be imported, called, or does not return a model.
+    """
+    module_name, _, function_name = spec.partition(":")
+    if not module_name or not function_name:
+        raise ValueError(f"--model must be package.module:function; got {spec!r}")
+    sys.path.insert(0, "")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--model {spec}: {error}") from error
+    made = function()
+    logits_fn, preprocessing = made if isinstance(made, tuple) else (made, None)
+    if not callable(logits_fn) or not (preprocessing is None or callable(preprocessing)):
+        raise ValueError(
+            f"--model {spec} must return logits_fn or (logits_fn, preprocessing), both callable; "
+            f"got {type(made).__name__}"
+        )
+    if preprocessing is None:
+        return logits_fn
+    before = as_partial(preprocessing)
+    if isinstance(logits_fn, Randomized):
+        return Randomized(jax.tree_util.Partial(_after, logits_fn.fn, before))
+    return jax.tree_util.Partial(_after, as_partial(logits_fn), before)
+
+
+def _after(logits_fn: LogitsFn, preprocessing: Any, x: Any, *key: Any) -> Any:
+    return logits_fn(preprocessing(x), *key)

@@ -1,0 +1,67 @@
+"""What the contract tests run over: list a new attack or certificate here, and it is tested."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxrobust as jr
+from jaxrobust.layers import Dense, Flatten, Relu
+
+FEW = functools.partial(jr.attacks.pgd, num_steps=5)
+
+ATTACKS = {
+    "fgsm": jr.attacks.fgsm,
+    "bim": functools.partial(jr.attacks.bim, num_steps=4),
+    "pgd": FEW,
+    "pgd with restarts": functools.partial(FEW, num_restarts=3),
+    "pgd, margin loss": functools.partial(FEW, loss=jr.losses.margin),
+    "pgd, eot gradient": functools.partial(FEW, gradient=jr.gradients.eot(2)),
+    "pgd, smoothed gradient": functools.partial(FEW, gradient=jr.gradients.smoothed(0.05, 3)),
+    "pgd_trace": lambda *args, **kwargs: jr.attacks.pgd_trace(*args, num_steps=3, **kwargs)[0],
+    "first_success": jr.attacks.first_success({"fgsm": jr.attacks.fgsm, "pgd": FEW}, chunk=3),
+    "at_eps": jr.attacks.at_eps(FEW, 0.05),
+}
+"""Every attack, in the common form."""
+
+CERTIFICATES = {
+    "interval": jr.certify.interval,
+    "spectral": jr.certify.spectral,
+    "frobenius": jr.certify.frobenius,
+}
+"""Every certificate of an explicit network, as `f(layers, x, y, *, eps, norm)`."""
+
+TIGHT_ON_AFFINE = {("interval", "linf"), ("interval", "l2"), ("interval", "l1")}
+"""Certificate and norm where the bound equals the true margin of an affine network."""
+
+EPS = {"linf": 0.1, "l2": 0.5, "l1": 1.5}
+NORMS = tuple(EPS)
+
+
+def random_layers(seed: int, sizes: tuple[int, ...] = (6, 8, 3), scale: float = 1.0):
+    """A random fully connected ReLU network as explicit layers."""
+    rng = np.random.default_rng(seed)
+    layers = [Flatten()]
+    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+        kernel = rng.normal(size=(fan_in, fan_out)) * scale / np.sqrt(fan_in)
+        bias = rng.normal(size=fan_out) * 0.1
+        layers += [Dense(kernel.astype(np.float32), bias.astype(np.float32)), Relu()]
+    return layers[:-1]
+
+
+def images(seed: int, batch: int, shape: tuple[int, ...] = (6,)) -> np.ndarray:
+    """Random images, some of them at the edge of the box."""
+    draws = np.random.default_rng(seed).uniform(-0.2, 1.2, size=(batch, *shape))
+    return np.clip(draws, 0, 1).astype(np.float32)
+
+
+def problem(seed: int, batch: int = 8, sizes: tuple[int, ...] = (6, 8, 3)):
+    """A network as a `logits_fn`, its layers, images, and the labels it gives them."""
+    layers = random_layers(seed, sizes)
+    logits_fn = jax.tree_util.Partial(jr.layers.apply, jax.tree.map(jnp.asarray, layers))
+    x = images(seed + 1, batch, sizes[:1])
+    y = np.asarray(jnp.argmax(logits_fn(jnp.asarray(x)), -1)).astype(np.int32)
+    return logits_fn, layers, x, y

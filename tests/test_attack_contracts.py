@@ -1,0 +1,278 @@
+"""What every attack promises, whichever it is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from contracts import ATTACKS, EPS, NORMS, images, problem
+from jax.sharding import Mesh, PartitionSpec
+
+import jaxrobust as jr
+
+KEY = jax.random.key(7)
+attacks = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
+norms = pytest.mark.parametrize("norm", NORMS)
+
+
+@attacks
+@norms
+def test_output_is_finite_and_in_ball_and_box(attack, norm):
+    logits_fn, _, x, y = problem(0)
+    ball = jr.Ball(norm, EPS[norm])
+    x_adv = np.asarray(attack(logits_fn, x, y, key=KEY, ball=ball))
+    assert x_adv.shape == x.shape
+    assert x_adv.dtype == x.dtype
+    assert np.isfinite(x_adv).all()
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    distances = np.asarray(jax.vmap(ball.distance)(x, x_adv))
+    assert (distances <= EPS[norm] * (1 + 1e-5)).all()
+    assert distances.max() > 0.02  # it does move
+
+
+@attacks
+@norms
+def test_clean_input_at_eps_zero(attack, norm, request):
+    if request.node.callspec.id.endswith("at_eps"):
+        attack = ATTACKS["pgd"]  # a pinned attack does not look at the ball's radius
+    logits_fn, _, x, y = problem(1)
+    x_adv = attack(logits_fn, x, y, key=KEY, ball=jr.Ball(norm, 0.0))
+    np.testing.assert_array_equal(x_adv, x)
+
+
+@attacks
+def test_same_key_same_bits_and_another_key_is_heard(attack, request):
+    logits_fn, _, x, y = problem(2)
+    ball = jr.Ball("linf", 0.1)
+    first = attack(logits_fn, x, y, key=KEY, ball=ball)
+    again = attack(logits_fn, x, y, key=jax.random.key(7), ball=ball)
+    np.testing.assert_array_equal(first, again)
+
+
+@attacks
+@norms
+def test_a_row_depends_on_neither_neighbours_nor_place(attack, norm):
+    """Bitwise, at equal compiled shapes."""
+    logits_fn, _, x, y = problem(3)
+    keys = jax.random.split(KEY, len(x))
+    ball = jr.Ball(norm, EPS[norm])
+    base = np.asarray(attack(logits_fn, x, y, key=keys, ball=ball))
+    order = np.random.default_rng(0).permutation(len(x))
+    moved = np.asarray(attack(logits_fn, x[order], y[order], key=keys[order], ball=ball))
+    np.testing.assert_array_equal(moved, base[order])
+    others = images(99, len(x))
+    others[2] = x[2]
+    alone = np.asarray(attack(logits_fn, others, y, key=keys, ball=ball))
+    np.testing.assert_array_equal(alone[2], base[2])
+
+
+@attacks
+@norms
+def test_other_batch_sizes_agree_in_float64(attack, norm):
+    with jax.enable_x64(True):
+        logits_fn, _, x, y = problem(4)
+        logits_fn = jax.tree.map(lambda w: jnp.asarray(w, jnp.float64), logits_fn)
+        x = x.astype(np.float64)
+        keys = jax.random.split(KEY, len(x))
+        ball = jr.Ball(norm, EPS[norm])
+        whole = np.asarray(attack(logits_fn, x, y, key=keys, ball=ball))
+        for rows in (slice(0, 1), slice(2, 5), slice(5, 8)):
+            part = attack(logits_fn, x[rows], y[rows], key=keys[rows], ball=ball)
+            np.testing.assert_allclose(part, whole[rows], atol=1e-6)
+
+
+@attacks
+def test_one_key_is_one_key_a_row(attack):
+    logits_fn, _, x, y = problem(5)
+    ball = jr.Ball("linf", 0.1)
+    folded = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(len(x)))
+    np.testing.assert_array_equal(
+        attack(logits_fn, x, y, key=KEY, ball=ball), attack(logits_fn, x, y, key=folded, ball=ball)
+    )
+
+
+@attacks
+@norms
+def test_jit_equals_eager_with_traced_parameters(attack, norm):
+    logits_fn, _, x, y = problem(6)
+
+    @jax.jit
+    def run(logits_fn, x, eps):
+        return attack(logits_fn, x, y, key=KEY, ball=jr.Ball(norm, eps))
+
+    eager = attack(logits_fn, x, y, key=KEY, ball=jr.Ball(norm, EPS[norm]))
+    np.testing.assert_allclose(run(logits_fn, x, EPS[norm]), eager, atol=1e-6)
+
+
+@attacks
+@norms
+def test_vmap_over_eps_is_a_loop_over_eps(attack, norm):
+    with jax.enable_x64(True):
+        logits_fn, _, x, y = problem(7)
+        logits_fn = jax.tree.map(lambda w: jnp.asarray(w, jnp.float64), logits_fn)
+        x = x.astype(np.float64)
+
+        def run(eps):
+            return attack(logits_fn, x, y, key=KEY, ball=jr.Ball(norm, eps))
+
+        radii = EPS[norm] * jnp.array([0.25, 1.0])
+        swept = jax.vmap(run)(radii)
+        looped = jnp.stack([run(eps) for eps in radii])
+        np.testing.assert_allclose(swept, looped, atol=1e-9)
+
+
+@attacks
+def test_per_example_eps_and_its_rows(attack, request):
+    if request.node.callspec.id == "at_eps":
+        attack = ATTACKS["pgd"]
+    logits_fn, _, x, y = problem(8)
+    eps = jnp.linspace(0.0, 0.2, len(x))
+    x_adv = attack(logits_fn, x, y, key=KEY, ball=jr.Ball("linf", eps))
+    distances = np.abs(np.asarray(x_adv) - x).max(1)
+    assert (distances <= np.asarray(eps) + 1e-6).all()
+    assert distances[-1] > 0.1
+
+
+@attacks
+@norms
+def test_legal_in_a_default_shard_map_over_four_devices(attack, norm):
+    assert jax.device_count() == 4
+    logits_fn, _, x, y = problem(9)
+    keys = jax.random.split(KEY, len(x))
+    mesh = Mesh(np.array(jax.devices()), ("rows",))
+    rows = PartitionSpec("rows")
+
+    def run(logits_fn, x, y, keys):
+        return attack(logits_fn, x, y, key=keys, ball=jr.Ball(norm, EPS[norm]))
+
+    mapped = jax.jit(
+        jax.shard_map(run, mesh=mesh, in_specs=(PartitionSpec(), rows, rows, rows), out_specs=rows)
+    )
+    sharded = np.asarray(mapped(logits_fn, x, y, keys))
+    parts = [
+        np.asarray(run(logits_fn, x[i : i + 2], y[i : i + 2], keys[i : i + 2])) for i in range(0, 8, 2)
+    ]
+    np.testing.assert_allclose(sharded, np.concatenate(parts), atol=1e-6)
+
+
+@attacks
+def test_constant_inside_a_train_step(attack):
+    """The derivative of a loss at the attacked images does not pass through the attack."""
+    logits_fn, _, x, y = problem(10)
+    ball = jr.Ball("linf", 0.1)
+
+    @jax.jit
+    def gradient(logits_fn):
+        def loss(logits_fn):
+            x_adv = attack(logits_fn, x, y, key=KEY, ball=ball)
+            logits = logits_fn(x_adv)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+        return jax.grad(loss)(logits_fn)
+
+    x_adv = attack(logits_fn, x, y, key=KEY, ball=ball)
+
+    def at_constant(logits_fn):
+        logits = logits_fn(x_adv)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+    expected = jax.grad(at_constant)(logits_fn)
+    for got, want in zip(
+        jax.tree.leaves(gradient(logits_fn)), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@attacks
+def test_one_trace_for_each_shape(attack):
+    _, layers, x, y = problem(11)
+    traces = []
+
+    def counted(weights, x):
+        traces.append(x.shape)
+        return jr.layers.apply(weights, x)
+
+    for scale in (1.0, 0.5, 2.0):
+        weights = jax.tree.map(lambda w, s=scale: jnp.asarray(w) * s, layers)
+        logits_fn = jax.tree_util.Partial(counted, weights)
+        attack(logits_fn, x, y, key=KEY, ball=jr.Ball("linf", 0.1 * scale))
+        if scale == 1.0:
+            first = len(traces)
+    # Shape checks and judges evaluate abstractly every time; the search is traced once.
+    assert len(traces) - first <= 2 * 2 * 2
+    searches = len(traces)
+    attack(logits_fn, x[:4], y[:4], key=KEY, ball=jr.Ball("linf", 0.1))
+    assert len(traces) > searches
+
+
+@attacks
+def test_any_callable_is_a_model(attack):
+    def numpy_like(x):
+        return jnp.stack([x.sum(-1), 2 - x.sum(-1)], -1)
+
+    x = images(0, 4, (2,))
+    y = np.asarray(jnp.argmax(numpy_like(jnp.asarray(x)), -1))
+    x_adv = attack(numpy_like, x, y, key=KEY, ball=jr.Ball("linf", 0.3))
+    assert (np.abs(np.asarray(x_adv) - x) > 0).any()
+
+
+@attacks
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": np.full((8, 6), np.nan, np.float32)}, "x must be finite"),
+        ({"x": np.full((8, 6), 200.0, np.float32)}, "0-255"),
+        ({"x": np.full((8, 6), -0.5, np.float32)}, "box"),
+        ({"x": np.zeros((8, 6), np.uint8)}, "floating point"),
+        ({"x": np.zeros((0, 6), np.float32)}, "empty"),
+        ({"y": np.full(8, 3, np.int32)}, "labels in 0..2"),
+        ({"y": np.full(8, -1, np.int32)}, "labels"),
+        ({"y": np.eye(8, 3, dtype=np.int32)}, "one-hot"),
+        ({"y": np.zeros(7, np.int32)}, "one label for each"),
+        ({"y": np.zeros(8, np.float32)}, "integer labels"),
+        ({"key": 0}, "typed key"),
+        ({"key": None}, "typed key"),
+        ({"key": np.zeros(2, np.uint32)}, "typed key"),
+        ({"key": jax.random.split(jax.random.key(0), 3)}, "one for each"),
+        ({"ball": "linf"}, "Ball"),
+        ({"logits_fn": lambda x: x.sum(-1)}, "logits_fn must return"),
+        ({"logits_fn": lambda x: x[:1]}, None),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_refused(attack, change, message):
+    logits_fn, _, x, y = problem(12)
+    arguments = {"logits_fn": logits_fn, "x": x, "y": y, "key": KEY, "ball": jr.Ball("linf", 0.1)}
+    arguments |= change
+    if message is None:  # one row of six logits for one row: legal, since models act on rows
+        attack(arguments["logits_fn"], x, y, key=KEY, ball=jr.Ball("linf", 0.1))
+        return
+    with pytest.raises(ValueError, match=message):
+        attack(
+            arguments["logits_fn"], arguments["x"], arguments["y"],
+            key=arguments["key"], ball=arguments["ball"],
+        )  # fmt: skip
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("attack", [jr.attacks.fgsm, jr.attacks.bim, jr.attacks.pgd])
+@pytest.mark.parametrize("eps", [-0.1, np.nan, np.inf, np.zeros(5)])
+def test_wrong_eps_is_refused(attack, eps):
+    logits_fn, _, x, y = problem(13)
+    with pytest.raises(ValueError, match="eps must be"):
+        attack(logits_fn, x, y, key=KEY, ball=jr.Ball("linf", eps))
+
+
+def test_unknown_norm_is_refused():
+    with pytest.raises(ValueError, match="norm must be one of linf, l2, l1; got 'l7'"):
+        jr.Ball("l7", 0.1)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_wrong_counts_and_steps_are_refused():
+    logits_fn, _, x, y = problem(14)
+    ball = jr.Ball("linf", 0.1)
+    for wrong in ({"num_steps": 0}, {"num_steps": 2.5}, {"num_restarts": 0}, {"step_size": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            jr.attacks.pgd(logits_fn, x, y, key=KEY, ball=ball, **wrong)

@@ -1,0 +1,135 @@
+"""Gradient estimators against closed forms, and the convolution rewrite against the original."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrobust as jr
+from jaxrobust import gradients
+
+KEY = jax.random.key(0)
+
+
+def conv_loss(strides=(1, 1), padding="SAME", groups=1):
+    module = nn.Conv(6, (3, 3), strides=strides, padding=padding, feature_group_count=groups)
+    x = jax.random.normal(jax.random.key(1), (2, 9, 8, 2))
+    variables = module.init(jax.random.key(2), x)
+
+    def loss(variables, x):
+        return jnp.sum(jnp.sin(module.apply(variables, x)))
+
+    return loss, variables, x
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("wrt", [0, 1])
+def test_canonical_changes_no_value(strides, padding, groups, wrt):
+    loss, variables, x = conv_loss(strides, padding, groups)
+    derivative = jax.grad(loss, wrt)
+    for got, want in zip(
+        jax.tree.leaves(gradients.canonical(derivative)(variables, x)),
+        jax.tree.leaves(derivative(variables, x)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_canonical_rewrites_every_convolution_it_can_see():
+    loss, variables, x = conv_loss()
+    derivative = jax.jit(jax.grad(loss, 1))
+    numbers = {
+        tuple(eqn.params["dimension_numbers"])
+        for eqn in jax.make_jaxpr(gradients.canonical(derivative))(variables, x).jaxpr.eqns
+        if eqn.primitive.name == "conv_general_dilated"
+    }
+    assert numbers == {((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))}
+
+
+def test_canonical_composes():
+    """With custom_vjp, custom_jvp, scan, cond, remat, jit and jvp of grad."""
+    loss, variables, x = conv_loss()
+
+    @jax.custom_vjp
+    def halved(x):
+        return x / 2
+
+    halved.defvjp(lambda x: (x / 2, None), lambda _, g: (g / 2,))
+
+    def composed(x):
+        x = halved(jax.nn.relu(x))
+        x, _ = jax.lax.scan(lambda c, _: (jnp.tanh(c), None), x, None, length=2)
+        x = jax.lax.cond(x[0, 0, 0, 0] > 0, jnp.sin, jnp.cos, x)
+        return jax.checkpoint(jax.jit(loss))(variables, x)
+
+    gradient = jax.grad(composed)
+    rewritten = gradients.canonical(gradient)
+    np.testing.assert_allclose(rewritten(x), gradient(x), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(rewritten)(x), gradient(x), rtol=1e-4, atol=1e-6)
+    tangent = jnp.ones_like(x)
+    got = jax.jvp(rewritten, (x,), (tangent,))[1]
+    want = jax.jvp(gradient, (x,), (tangent,))[1]
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+
+
+def test_vjp_is_jax_vjp():
+    f = lambda x, key: jnp.stack([jnp.sum(x**2), jnp.sum(jnp.sin(x))])  # noqa: E731
+    x = jnp.arange(3.0)
+    out, pullback = gradients.vjp(f, x, KEY)
+    expected, reference = jax.vjp(lambda x: f(x, KEY), x)
+    np.testing.assert_allclose(out, expected)
+    cotangent = jnp.array([0.5, -2.0])
+    np.testing.assert_allclose(pullback(cotangent), reference(cotangent)[0], rtol=1e-6)
+
+
+def test_eot_is_the_mean_over_its_keys():
+    f = lambda x, key: jnp.sum(x * jax.random.normal(key, x.shape))  # noqa: E731
+    x = jnp.ones(4)
+    draws = jnp.stack([f(x, k) for k in jax.random.split(KEY, 5)])
+    value, pullback = gradients.vjp(gradients.eot(5)(f), x, KEY)
+    np.testing.assert_allclose(value, draws.mean(), rtol=1e-6)
+    noise = jnp.stack([jax.random.normal(k, x.shape) for k in jax.random.split(KEY, 5)])
+    np.testing.assert_allclose(pullback(jnp.ones(())), noise.mean(0), rtol=1e-6)
+
+
+def test_smoothed_gradient_of_a_square():
+    """E |x + d|^2 = |x|^2 + n sigma^2, and its gradient is 2x."""
+    x = jnp.array([0.3, -0.7, 1.0])
+    f = gradients.smoothed(0.5, 20_000)(lambda x, key: jnp.sum(x**2))
+    value, pullback = gradients.vjp(f, x, KEY)
+    np.testing.assert_allclose(value, jnp.sum(x**2) + 3 * 0.25, rtol=0.02)
+    np.testing.assert_allclose(pullback(jnp.ones(())), 2 * x, atol=0.03)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_fresh_noise_changes_from_step_to_step_and_shared_noise_does_not(fresh):
+    estimator = gradients.smoothed(1.0, 1, fresh=fresh)
+    seen = [
+        float(estimator(lambda x, key: x[0])(jnp.zeros(1), gradients.step_key(estimator, KEY, t)))
+        for t in range(3)
+    ]
+    assert (len(set(seen)) == 3) is fresh
+
+
+def test_shared_noise_reaches_the_search():
+    """With a linear loss and one shared draw, every step sees the same gradient of the noise."""
+    model = lambda x: jnp.stack([jnp.sin(9 * x).sum(-1), jnp.zeros(x.shape[0])], -1)  # noqa: E731
+    x, y = np.full((1, 2), 0.5, np.float32), np.array([1])
+    ball = jr.Ball("linf", 1e-7)  # the image stands still, so only the noise can move the loss
+    for fresh in (True, False):
+        estimator = gradients.smoothed(0.3, 1, fresh=fresh)
+        _, trace = jr.attacks.pgd_trace(
+            model, x, y, key=KEY, ball=ball, num_steps=4, gradient=estimator
+        )
+        spread = float(jnp.std(trace.loss))
+        assert (spread > 1e-3) is fresh
+
+
+@pytest.mark.parametrize("make", [lambda: gradients.eot(0), lambda: gradients.smoothed(-1.0, 2),
+                                  lambda: gradients.smoothed(0.1, 0)])  # fmt: skip
+def test_wrong_counts_are_refused(make):
+    with pytest.raises(ValueError, match="must be"):
+        make()
