@@ -1,0 +1,217 @@
+"""What every bound on an explicit network begins with: reading it, and refusing what is wrong."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from jaxrobust import checks
+from jaxrobust.layers import Conv, Dense, Flatten, Layer, Relu
+from jaxrobust.linalg import as_float64
+from jaxrobust.threat import NORMS, Box
+from jaxrobust.types import MarginBound
+
+ROUNDING = (
+    "float64 rounding is subtracted throughout, so this holds for the network in real arithmetic "
+    "with these weights; its evaluation in float32 is not covered"
+)
+
+_FLOATS_AT_ONCE = 2**22  # 32 MiB for the largest array of a chunk
+
+
+class Problem(NamedTuple):
+    """A network and its examples on the host, in float64.
+
+    Attributes:
+        hidden: All layers but the last `Dense`.
+        last: The last `Dense`, which is bounded through the differences of its columns.
+        shapes: Shape of one example in front of each hidden layer, and in front of the last.
+        x: `(batch, *dims)`.
+        y: `(batch,)`.
+        eps: Radius.
+    """
+
+    hidden: list[Layer]
+    last: Dense
+    shapes: list[tuple[int, ...]]
+    x: np.ndarray
+    y: np.ndarray
+    eps: float
+
+
+def on_layers(bound: Callable[..., MarginBound], layers: Sequence[Layer]) -> Callable[..., Any]:
+    """Give a bound on an explicit network the form that `evaluate` wants of a certificate.
+
+    Args:
+        bound: `bound(layers, x, y, *, eps, ...)`, as in this package. The ball's norm and box are
+            passed on where it has parameters of these names.
+        layers: The network.
+
+    Returns:
+        `certificate(x, y, *, key, ball) -> MarginBound`; the key is not used.
+
+    >>> from jaxrobust import certify
+    >>> from jaxrobust.threat import Ball
+    >>> certificate = on_layers(certify.spectral, [Dense(np.eye(2), np.zeros(2))])
+    >>> certificate(np.eye(2), np.array([0, 1]), key=None, ball=Ball("l2", 0.5)).certified
+    array([ True,  True])
+    """
+    takes = inspect.signature(bound).parameters
+
+    def certificate(x: Any, y: Any, *, key: Any, ball: Any) -> MarginBound:
+        del key
+        threat = {"norm": ball.norm, "box": ball.box}
+        passed = {name: value for name, value in threat.items() if name in takes}
+        return bound(layers, x, y, eps=ball.eps, **passed)
+
+    return certificate
+
+
+def read(
+    layers: Sequence[Layer], x: Any, y: Any, eps: Any, norm: str, box: Box | None = None
+) -> Problem:
+    """Check the arguments of a bound and bring them to float64.
+
+    A network that does not end in `Dense` gets the identity as its last layer.
+
+    Raises:
+        ValueError: For traced arrays, unknown or misshapen layers, images outside the box, labels
+            out of range, an unknown norm, and a radius that is not one finite number >= 0.
+    """
+    if isinstance(layers, Layer) or not isinstance(layers, Sequence) or len(layers) == 0:
+        raise ValueError(f"layers must be a sequence of at least one layer; got {layers!r}")
+    for name, value in (("layers", layers), ("x", x), ("y", y), ("eps", eps)):
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
+            raise ValueError(
+                f"{name} is traced (jit, vmap, grad), but a certificate runs on the host in "
+                "float64: call it outside the transformation, with concrete arrays"
+            )
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
+    if not (box is None or (isinstance(box, Box) and -math.inf < box.low <= box.high < math.inf)):
+        raise ValueError(f"box must be a Box(low, high) of finite numbers; got {box!r}")
+    checks.check_images(x, Box(-math.inf, math.inf) if box is None else box)
+    network = [_to_host(layer, f"layers[{i}]") for i, layer in enumerate(layers)]
+    shapes = _shapes(network, tuple(x.shape[1:]))
+    if len(shapes[-1]) != 1 or shapes[-1][0] < 2:
+        raise ValueError(
+            "layers must return logits of shape (batch, classes) with at least 2 classes; "
+            f"for x of shape {x.shape} they return (batch, {', '.join(map(str, shapes[-1]))})"
+        )
+    classes = shapes[-1][0]
+    checks.check_labels(y, x.shape[0], classes)
+    last = network[-1]
+    if not isinstance(last, Dense):
+        last = Dense(np.eye(classes), np.zeros(classes))
+        network, shapes = [*network, last], [*shapes, (classes,)]
+    return Problem(network[:-1], last, shapes[:-1], as_float64(x, "x"), np.asarray(y), _radius(eps))
+
+
+def in_chunks(problem: Problem) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """The examples, as many at once as memory should hold: `(rows, x[rows], y[rows])`."""
+    sizes = [math.prod(shape) for shape in problem.shapes]
+    for i, layer in enumerate(problem.hidden):
+        if isinstance(layer, Conv):  # one patch for each position of the output
+            height, width, _ = problem.shapes[i + 1]
+            sizes.append(height * width * math.prod(layer.kernel.shape[:3]))
+    step = max(1, _FLOATS_AT_ONCE // max(sizes))
+    for start in range(0, len(problem.x), step):
+        rows = slice(start, start + step)
+        yield rows, problem.x[rows], problem.y[rows]
+
+
+def padding_of(size: int, kernel: int, stride: int, padding: str) -> tuple[int, int, int]:
+    """Output length, and zeros in front and behind, of a convolution along one axis.
+
+    >>> padding_of(28, 5, 2, "SAME"), padding_of(28, 5, 2, "VALID")
+    ((14, 1, 2), (12, 0, 0))
+    """
+    if padding == "VALID":
+        return (size - kernel) // stride + 1, 0, 0
+    out = -(-size // stride)
+    total = max((out - 1) * stride + kernel - size, 0)
+    return out, total // 2, total - total // 2
+
+
+def _radius(eps: Any) -> float:
+    if np.ndim(eps) != 0:
+        raise ValueError(
+            f"eps must be a single number, since a MarginBound speaks of one radius; got shape "
+            f"{np.shape(eps)}"
+        )
+    try:
+        radius = float(eps)
+    except (TypeError, ValueError):
+        raise ValueError(f"eps must be a number; got {eps!r}") from None
+    checks.check_radius(radius, "eps")
+    return radius
+
+
+def _to_host(layer: Any, name: str) -> Layer:
+    """The layer with float64 NumPy arrays; an error for anything that is no layer."""
+    match layer:
+        case Dense(kernel, bias):
+            layer = Dense(as_float64(kernel, f"{name}.kernel"), as_float64(bias, f"{name}.bias"))
+            rank, form = 2, "(inputs, outputs)"
+        case Conv(kernel, bias, strides, padding):
+            if padding not in ("SAME", "VALID"):
+                raise ValueError(f"{name}.padding must be SAME or VALID; got {padding!r}")
+            steps = strides if isinstance(strides, Sequence) else ()
+            if len(steps) != 2 or not all(isinstance(s, int) and s >= 1 for s in steps):
+                raise ValueError(f"{name}.strides must be two integers >= 1; got {strides!r}")
+            layer = Conv(
+                as_float64(kernel, f"{name}.kernel"), as_float64(bias, f"{name}.bias"),
+                strides, padding,
+            )  # fmt: skip
+            rank, form = 4, "(height, width, inputs, outputs)"
+        case Relu() | Flatten():
+            return layer
+        case _:
+            raise ValueError(
+                f"{name} must be a Dense, Conv, Relu or Flatten; got {type(layer).__name__}"
+            )
+    if layer.kernel.ndim != rank or layer.kernel.size == 0:
+        raise ValueError(f"{name}.kernel must have shape {form}; got {layer.kernel.shape}")
+    if layer.bias.shape != layer.kernel.shape[-1:]:
+        raise ValueError(
+            f"{name}.bias must have shape {layer.kernel.shape[-1:]}, one number for each output "
+            f"of its kernel; got {layer.bias.shape}"
+        )
+    return layer
+
+
+def _shapes(network: Sequence[Layer], shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Shape of one example in front of each layer and behind the last."""
+    shapes = [shape]
+    for i, layer in enumerate(network):
+        match layer:
+            case Dense(kernel, _):
+                wanted, fits = f"({kernel.shape[0]},)", shape == kernel.shape[:1]
+                shape = kernel.shape[1:]
+            case Conv(kernel, _, strides, padding):
+                height, width, channels, outputs = kernel.shape
+                wanted = f"(height, width, {channels})"
+                fits = len(shape) == 3 and shape[2] == channels
+                if padding == "VALID":
+                    wanted += f" of at least {height} x {width}"
+                    fits = fits and all(np.greater_equal(shape[:2], (height, width)))
+                if fits:
+                    axes = zip(shape[:2], (height, width), strides, strict=True)
+                    shape = (*(padding_of(*axis, padding)[0] for axis in axes), outputs)
+            case Flatten():
+                wanted, fits, shape = "", True, (math.prod(shape),)
+            case _:
+                wanted, fits = "", True
+        if not fits:
+            raise ValueError(
+                f"layers[{i}] ({type(layer).__name__}) takes examples of shape {wanted}; with x of "
+                f"shape (batch, {', '.join(map(str, shapes[0]))}) it gets {shapes[-1]}"
+            )
+        shapes.append(shape)
+    return shapes

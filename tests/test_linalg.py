@@ -1,0 +1,189 @@
+"""Upper sides are upper sides: against SVD, and against exact rational arithmetic."""
+
+import math
+import warnings
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from jaxrobust import linalg
+from jaxrobust.linalg import frobenius_upper, gamma, raised, sigma_max_upper
+
+
+def rng(seed):
+    return np.random.default_rng(seed)
+
+
+def with_spectrum(values, rows, seed=0):
+    left = np.linalg.qr(rng(seed).normal(size=(rows, len(values))))[0]
+    right = np.linalg.qr(rng(seed + 1).normal(size=(len(values), len(values))))[0]
+    return left * np.asarray(values) @ right
+
+
+MATRICES = {
+    "one": np.array([[-3.7]]),
+    "row": rng(0).normal(size=(1, 700)),
+    "column": rng(0).normal(size=(700, 1)),
+    "tall": rng(1).normal(size=(300, 40)),
+    "wide": rng(2).uniform(size=(40, 300)),
+    "square": rng(3).normal(size=(120, 120)),
+    "orthogonal": with_spectrum(np.ones(60), 60),
+    "clustered": with_spectrum(1 + 1e-9 * np.arange(50), 80),
+    "graded": with_spectrum(10.0 ** -np.arange(40), 60),
+    "rank one": np.outer(rng(4).normal(size=50), rng(5).normal(size=30)),
+    "rank deficient": rng(6).normal(size=(60, 5)) @ rng(7).normal(size=(5, 60)),
+    "ones": np.ones((64, 64)),
+    "huge": 1e300 * rng(8).normal(size=(20, 10)),
+    "small": 1e-300 * rng(9).normal(size=(20, 10)),
+    "wide range": np.array([[1e200, 1.0], [1e-200, 1e190]]),
+    "one entry": np.eye(1, 30, 7),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_sigma_max_upper_is_above_the_svd_and_close_to_it(name):
+    matrix = MATRICES[name]
+    # The SVD's own squares overflow where ours, after scaling, do not.
+    scale = np.abs(matrix).max()
+    sigma = np.linalg.svd(matrix / scale, compute_uv=False)[0]
+    upper = sigma_max_upper(matrix) / scale
+    assert sigma <= upper <= sigma * (1 + 1e-9)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_sigma_max_upper_holds_in_rational_arithmetic(data):
+    rows, columns = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4))
+    entries = st.floats(-1e3, 1e3) | st.sampled_from([1.0, 1 + 2.0**-52, -1.0, 3.0])
+    w = data.draw(arrays(np.float64, (rows, columns), elements=entries))
+    upper = Fraction(sigma_max_upper(w))
+    exact = [[Fraction(v) for v in row] for row in w.tolist()]
+    shifted = [
+        [
+            upper**2 * (i == j) - sum(row[i] * row[j] for row in exact)
+            for j in range(columns)
+        ]
+        for i in range(columns)
+    ]  # fmt: skip
+    assert positive_semidefinite(shifted)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1 / 3, 0.9])
+def test_sigma_max_upper_pays_for_the_rounding_of_a_long_gram(value):
+    """One row of equal entries: a long sum whose rounding goes the same way at every step."""
+    length = 500_000
+    exact = length * Fraction(value) ** 2
+    assert exact <= Fraction(sigma_max_upper(np.full((1, length), value))) ** 2
+
+
+def positive_semidefinite(matrix):
+    """By exact elimination: no pivot negative, and a zero pivot only with a zero row."""
+    while matrix:
+        pivot, row = matrix[0][0], matrix[0][1:]
+        if pivot < 0 or (pivot == 0 and any(row)):
+            return False
+        matrix = [
+            [v - (row[i] * row[j] / pivot if pivot else 0) for j, v in enumerate(below[1:])]
+            for i, below in enumerate(matrix[1:])
+        ]
+    return True
+
+
+def test_the_test_of_semidefiniteness_tells_them_apart():
+    assert positive_semidefinite([[1, 1], [1, 1]])
+    assert not positive_semidefinite([[Fraction(1), Fraction(2)], [Fraction(2), Fraction(1)]])
+    assert not positive_semidefinite([[0, 1], [1, 0]])
+
+
+@pytest.mark.parametrize("name", ["tall", "wide", "clustered", "ones", "huge"])
+def test_without_a_proof_the_frobenius_norm_remains(name, monkeypatch):
+    monkeypatch.setattr(linalg, "_cholesky_runs", lambda matrix: False)
+    assert sigma_max_upper(MATRICES[name]) == frobenius_upper(MATRICES[name])
+
+
+def test_a_candidate_from_below_is_not_believed(monkeypatch):
+    """An eigenvalue solver that answers too small only costs retries."""
+    matrix = MATRICES["tall"]
+    true = sigma_max_upper(matrix)
+    honest = linalg.scipy.linalg.eigh
+    monkeypatch.setattr(linalg.scipy.linalg, "eigh", lambda *a, **k: honest(*a, **k) * (1 - 1e-9))
+    assert true * (1 - 1e-9) <= sigma_max_upper(matrix) <= true * (1 + 1e-6)
+    monkeypatch.setattr(linalg.scipy.linalg, "eigh", lambda *a, **k: 0.0 * honest(*a, **k))
+    assert sigma_max_upper(matrix) >= true * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("norm", [sigma_max_upper, frobenius_upper])
+def test_non_finite_input_gives_infinity(bad, norm):
+    matrix = np.ones((3, 4))
+    matrix[1, 2] = bad
+    assert norm(matrix) == math.inf
+
+
+@pytest.mark.parametrize("norm", [sigma_max_upper, frobenius_upper])
+def test_edges_of_range_and_shape(norm):
+    assert norm(np.zeros((3, 4))) == 0.0
+    assert norm(np.zeros((0, 4))) == 0.0
+    assert norm(np.full((2, 2), 1.7e308)) == math.inf
+    least = 5e-324  # all rounding is visible here
+    assert 2 * least <= norm(np.full((2, 2), least)) <= 4 * least
+
+
+@given(
+    arrays(np.float64, st.integers(1, 8), elements=st.floats(-1e100, 1e100, allow_subnormal=False))
+)
+@settings(max_examples=60, deadline=None)
+def test_frobenius_upper_holds_in_rational_arithmetic(values):
+    upper = frobenius_upper(values)
+    exact = sum(Fraction(v) ** 2 for v in values.tolist())
+    assert exact <= Fraction(upper) ** 2 <= exact * (1 + Fraction(1, 10**12))
+
+
+@given(st.integers(0, 2**54))
+@settings(max_examples=60, deadline=None)
+def test_gamma_is_rounded_upwards(n):
+    exact = 1 - n * Fraction(2) ** -53
+    if exact <= 0:
+        assert gamma(n) == math.inf
+    else:
+        assert Fraction(gamma(n)) >= n * Fraction(2) ** -53 / exact
+
+
+@given(arrays(np.float64, (2, 6), elements=st.floats(0, 1e3) | st.floats(0, 1e-300)))
+@settings(max_examples=60, deadline=None)
+def test_raised_is_above_the_exact_inner_product(pair):
+    exact = sum(Fraction(a) * Fraction(b) for a, b in pair.T.tolist())
+    assert exact <= Fraction(float(raised(pair[0] @ pair[1], 6)))
+
+
+def test_float32_and_jax_arrays_are_taken_exactly():
+    matrix = rng(10).normal(size=(6, 4)).astype(np.float32)
+    assert sigma_max_upper(matrix) == sigma_max_upper(jnp.asarray(matrix))
+    assert sigma_max_upper(matrix) == sigma_max_upper(matrix.astype(np.float64))
+    assert sigma_max_upper(jnp.ones((1, 1), jnp.bfloat16)) == pytest.approx(1.0)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_wrong_input_is_refused():
+    with pytest.raises(ValueError, match="matrix is traced"):
+        jax.jit(sigma_max_upper)(jnp.ones((2, 2)))
+    with pytest.raises(ValueError, match=r"float64 or a narrower .* got int64"):
+        sigma_max_upper(np.ones((2, 2), np.int64))
+    with pytest.raises(ValueError, match="got complex128"):
+        sigma_max_upper(np.ones((2, 2), complex))
+    with pytest.raises(ValueError, match=r"two dimensions; got shape \(3,\)"):
+        sigma_max_upper(np.ones(3))
+
+
+def test_extreme_input_warns_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for matrix in MATRICES.values():
+            sigma_max_upper(matrix)
+        sigma_max_upper(np.array([[np.nan, np.inf]]))
