@@ -1,0 +1,1 @@
+"""Timings and agreement with other libraries, each against a named rival in the same run."""
