@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -138,11 +140,11 @@ def _decoded(
     path = folder / f"{identity.replace('/', '-')}-{part}.npz"
     if path.exists():
         try:
-            with np.load(path) as stored:
+            with path.open("rb") as file, np.load(file) as stored:
                 x, y = stored["x"], stored["y"]
             if len(x) == len(y) == size:
                 return x, y
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             pass  # half-written or damaged: decode again
     try:
         records = source(split=part)

@@ -50,7 +50,7 @@ class Store:
         if self.folder is None:
             return None
         try:
-            with np.load(self._path(stage, batch)) as stored:
+            with self._path(stage, batch).open("rb") as file, np.load(file) as stored:
                 arrays = dict(stored)
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
             return None

@@ -1,0 +1,138 @@
+"""The command line as its user meets it: in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+MODELS = """
+import jax.numpy as jnp
+
+def logits(x):
+    flat = x.reshape(x.shape[0], -1)
+    return jnp.stack([flat[:, i::10].sum(-1) for i in range(10)], -1)
+
+def good():
+    return logits
+
+def scaled():
+    return logits, lambda x: x * 2 - 1
+
+def wrong():
+    return 3
+"""
+
+
+def jaxrobust(*args, cwd):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"COLUMNS": "120"}
+    return subprocess.run(
+        [sys.executable, "-m", "jaxrobust.cli", *map(str, args)],
+        cwd=cwd, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    done = jaxrobust("train", "--out", "run", "--num-epochs", 3, "--num-steps", 2, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_demo_twice_gives_the_same_numbers(tmp_path):
+    short = ("demo", "--num-epochs", 2, "--num-examples", 40)
+    for out in ("one", "two"):
+        done = jaxrobust(*short, "--out", out, "--seed", 3, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "pgd-40 x5" in done.stdout
+        page = (tmp_path / out / "index.html").read_text()
+        assert "<svg" in page
+        assert "data:image/png;base64," in page
+    one, two = (json.loads((tmp_path / out / "report.json").read_text()) for out in ("one", "two"))
+    assert numbers(one) == numbers(two)
+    assert len(one["entries"]) == 2
+    with np.load(tmp_path / "one/examples.npz") as a, np.load(tmp_path / "two/examples.npz") as b:
+        assert a.files == b.files
+        for name in a.files:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    assert not list((tmp_path / "one").glob("unfinished-*"))
+
+
+def numbers(node):
+    """A report without what may differ between two runs: times, date, command."""
+    if isinstance(node, dict):
+        skipped = ("seconds", "created", "command", "arrays", "sha256")
+        return {k: numbers(v) for k, v in node.items() if k not in skipped}
+    return [numbers(v) for v in node] if isinstance(node, list) else node
+
+
+def test_train_resume_evaluate_report(trained):
+    refused = jaxrobust("train", "--out", "run", "--num-epochs", 3, "--num-steps", 2, cwd=trained)
+    assert refused.returncode == 2
+    assert "already holds a run" in refused.stderr
+    resumed = jaxrobust(
+        "train", "--out", "run", "--num-epochs", 3, "--num-steps", 2, "--resume", cwd=trained
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    done = jaxrobust(
+        "evaluate", "--checkpoint", "run", "--num-examples", 30, "--num-steps", 3,
+        "--num-restarts", 2, "--out", "page", cwd=trained,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "interval" in done.stdout
+    page = trained / "page" / "index.html"
+    first = page.read_bytes()
+    page.unlink()
+    again = jaxrobust("report", "page", cwd=trained)
+    assert again.returncode == 0, again.stderr
+    assert page.read_bytes() == first
+
+
+@pytest.mark.parametrize("function", ["good", "scaled"])
+def test_evaluate_the_users_own_model(tmp_path, function):
+    (tmp_path / "mine.py").write_text(MODELS)
+    done = jaxrobust(
+        "evaluate", "--model", f"mine:{function}", "--num-examples", 20, "--num-steps", 2,
+        "--num-restarts", 1, "--norm", "l2", "--out", "page", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    stored = json.loads((tmp_path / "page/report.json").read_text())
+    assert stored["entries"][0]["name"] == f"mine:{function}"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("demo", "--data", "mnistt"), "no TFDS data set"),
+        (("demo", "--eps-linf", "-1"), "eps must be"),
+        (("evaluate",), "either --model or --checkpoint"),
+        (("evaluate", "--model", "mine"), "package.module:function"),
+        (("evaluate", "--model", "mine:absent"), "absent"),
+        (("evaluate", "--model", "nowhere:f"), "nowhere"),
+        (("evaluate", "--model", "mine:wrong"), "must return logits_fn"),
+        (("evaluate", "--model", "mine:good", "--split", "nope"), "split"),
+        (("evaluate", "--checkpoint", "nowhere"), "jaxrobust train"),
+        (("report", "nowhere"), "nowhere"),
+        (("train", "--out", "x", "--batch-size", "9999"), "batch_size"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_two(tmp_path, args, message):
+    (tmp_path / "mine.py").write_text(MODELS)
+    done = jaxrobust(*args, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("jaxrobust: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_unknown_options_and_help(tmp_path):
+    assert jaxrobust("demo", "--nonsense", cwd=tmp_path).returncode == 2
+    for command in ("demo", "train", "evaluate", "report"):
+        done = jaxrobust(command, "--help", cwd=tmp_path)
+        assert done.returncode == 0
+        assert "--help" in done.stdout or "-h" in done.stdout
+    assert "demo" in jaxrobust("--help", cwd=tmp_path).stdout

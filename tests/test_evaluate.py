@@ -1,0 +1,321 @@
+"""The judge: what it counts, what it refuses to believe, and that nothing else moves it."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contracts import images, problem
+from scipy.stats import beta
+
+import jaxrobust as jr
+
+KEY = jax.random.key(11)
+PGD = functools.partial(jr.attacks.pgd, num_steps=5)
+ATTACKS = {"fgsm": jr.attacks.fgsm, "bim": jr.attacks.bim, "pgd": PGD}
+BALL = jr.Ball("linf", 0.15)
+
+
+def run(logits_fn, x, y, **changes):
+    options = {"attacks": ATTACKS, "ball": BALL, "key": KEY, "batch_size": 4} | changes
+    return jr.evaluate(logits_fn, (x, y), **options)
+
+
+@pytest.fixture(scope="module")
+def case():
+    logits_fn, layers, x, y = problem(0, batch=50)
+    y = y.copy()
+    y[::7] = (y[::7] + 1) % 3  # some clean mistakes
+    return logits_fn, layers, x, y
+
+
+def test_numbers_are_those_of_the_table(case):
+    logits_fn, _, x, y = case
+    report = run(logits_fn, x, y)
+    table = report.examples
+    clean = np.asarray(logits_fn(x)).argmax(-1) == y
+    np.testing.assert_array_equal(table["clean_correct"], clean)
+    assert report.clean_accuracy == clean.mean()
+    standing = clean.copy()
+    for name in ATTACKS:
+        np.testing.assert_array_equal(table[f"ran/{name}"], standing)  # survivors only
+        standing &= ~table[f"success/{name}"]
+        assert report.accuracy_after[name] == standing.mean()
+        assert ((table["broken_by"] == name) == (clean & table[f"success/{name}"])).all()
+    assert report.robust_accuracy == standing.mean()
+    assert 0 < report.robust_accuracy < report.clean_accuracy
+    assert report.accuracy_under == {}
+    k, n = clean.sum(), len(y)
+    low, high = report.intervals["clean"]
+    np.testing.assert_allclose(low, beta.ppf(0.025, k, n - k + 1))
+    np.testing.assert_allclose(high, beta.ppf(0.975, k + 1, n - k))
+
+
+def test_worst_case_is_the_same_with_all_attacks_on_all_rows(case):
+    logits_fn, _, x, y = case
+    survivors, everyone = run(logits_fn, x, y), run(logits_fn, x, y, survivors_only=False)
+    assert survivors.robust_accuracy == everyone.robust_accuracy
+    assert survivors.accuracy_after == everyone.accuracy_after
+    assert all(record.rows == 50 for record in everyone.attacks.values())
+    assert min(everyone.accuracy_under.values()) >= everyone.robust_accuracy
+    assert everyone.accuracy_under["fgsm"] == everyone.accuracy_after["fgsm"]
+
+
+def test_order_of_attacks_changes_nobodys_draws(case):
+    logits_fn, _, x, y = case
+    forward = run(logits_fn, x, y, survivors_only=False)
+    backward = run(
+        logits_fn, x, y, survivors_only=False, attacks=dict(reversed(list(ATTACKS.items())))
+    )
+    for name in ATTACKS:
+        np.testing.assert_array_equal(
+            forward.examples[f"success/{name}"], backward.examples[f"success/{name}"]
+        )
+        np.testing.assert_array_equal(
+            forward.examples[f"distance/{name}"], backward.examples[f"distance/{name}"]
+        )
+
+
+def test_batch_size_and_neighbours_change_nothing_in_float64():
+    with jax.enable_x64(True):
+        logits_fn, _, x, y = problem(1, batch=20)
+        logits_fn = jax.tree.map(lambda w: jnp.asarray(w, jnp.float64), logits_fn)
+        x = x.astype(np.float64)
+        whole = run(logits_fn, x, y, batch_size=5, keep_images=20)
+        other = run(logits_fn, x, y, batch_size=2, keep_images=20)
+        np.testing.assert_allclose(
+            whole.images["adversarial"], other.images["adversarial"], atol=1e-6
+        )
+        np.testing.assert_array_equal(whole.examples["robust"], other.examples["robust"])
+
+
+def test_four_devices_and_one_give_the_same_bits(case, tmp_path):
+    logits_fn, _, x, y = case
+    assert jax.device_count() == 4
+    here = run(logits_fn, x, y, keep_images=50)
+    code = (
+        "import sys, numpy as np, jax; sys.path.insert(0, 'tests')\n"
+        "import test_evaluate as t\n"
+        "assert jax.device_count() == 1\n"
+        "f, _, x, y = t.problem(0, batch=50); y = y.copy(); y[::7] = (y[::7] + 1) % 3\n"
+        f"t.run(f, x, y, keep_images=50).save({str(tmp_path)!r})\n"
+    )
+    environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=1")
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    with np.load(tmp_path / "examples.npz") as stored:
+        there = dict(stored)
+    for name, array in here.arrays().items():
+        np.testing.assert_array_equal(array, there[name], err_msg=name)
+
+
+def test_attacks_are_not_believed(case):
+    logits_fn, _, x, y = case
+
+    def far(logits_fn, x, y, *, key, ball):
+        return jnp.clip(jnp.asarray(x) + 0.5, 0, 2)
+
+    def broken(logits_fn, x, y, *, key, ball):
+        return jnp.full_like(x, jnp.nan)
+
+    report = run(logits_fn, x, y, attacks={"far": far, "broken": broken}, keep_images=50)
+    assert {f.name for f in report.findings} == {
+        "outside the ball: far", "outside the ball: broken",
+    }  # fmt: skip
+    moved = np.abs(report.images["adversarial"] - report.images["clean"])
+    assert moved.max() <= 0.15 + 1e-6
+    assert not report.examples["success/broken"].any()
+    assert np.nanmin(report.examples["distance/far"]) > 0.15
+    # Judged after projection: exactly what the projected image does.
+    projected = np.clip(np.clip(x + 0.5, 0, 1), x - np.float32(0.15), x + np.float32(0.15))
+    fooled = np.asarray(logits_fn(np.clip(projected, 0, 1))).argmax(-1) != y
+    ran = report.examples["ran/far"]
+    np.testing.assert_array_equal(report.examples["success/far"][ran], fooled[ran])
+
+
+def test_curve_over_eps_from_recorded_distances(case):
+    logits_fn, _, x, y = case
+    radii = (0.02, 0.05, 0.1, 0.15)
+    pinned = {f"{eps}": jr.attacks.at_eps(PGD, eps) for eps in radii}
+    report = run(logits_fn, x, y, attacks=pinned)
+    accuracies = report.accuracy_at(np.array([0.0, *radii]))
+    assert accuracies[0] == report.clean_accuracy
+    assert accuracies[-1] == report.robust_accuracy
+    assert (np.diff(accuracies) <= 0).all()
+    for eps, accuracy in zip(radii, accuracies[1:], strict=True):
+        assert accuracy == report.accuracy_after[f"{eps}"]
+
+
+def test_counts_of_gradients_and_forwards(case):
+    logits_fn, _, x, y = case
+    attacks = {
+        "fgsm": jr.attacks.fgsm,
+        "pgd": functools.partial(jr.attacks.pgd, num_steps=7),
+        "restarts": functools.partial(jr.attacks.pgd, num_steps=7, num_restarts=3),
+        "smoothed": functools.partial(
+            jr.attacks.pgd, num_steps=7, gradient=jr.gradients.smoothed(0.1, 4)
+        ),
+    }
+    records = run(logits_fn, x, y, attacks=attacks).attacks
+    assert (records["fgsm"].gradients, records["fgsm"].forwards) == (1, 1)
+    assert (records["pgd"].gradients, records["pgd"].forwards) == (7, 7)
+    assert (records["restarts"].gradients, records["restarts"].forwards) == (21, 24)
+    assert (records["smoothed"].gradients, records["smoothed"].forwards) == (7, 28)
+
+
+def test_one_trace_for_all_evaluations_of_one_shape():
+    _, layers, x, y = problem(3, batch=20)
+
+    @chex.assert_max_traces(n=1)
+    def traced(logits_fn, x, y, *, key, ball):
+        return jr.attacks.fgsm(logits_fn, x, y, key=key, ball=ball)
+
+    def attack(logits_fn, x, y, *, key, ball):  # count the full batches, not the cost's one row
+        return traced(logits_fn, x, y, key=key, ball=ball) if len(x) > 1 else x
+
+    attacks = {"fgsm": attack}
+    for scale in (1.0, 0.5):
+        weights = jax.tree.map(lambda w, s=scale: jnp.asarray(w) * s, layers)
+        logits_fn = jax.tree_util.Partial(jr.layers.apply, weights)
+        run(logits_fn, x, y, attacks=attacks)
+
+
+def test_randomised_models_are_judged_with_votes():
+    def fn(x, key):
+        return jnp.stack([x.sum(-1), 3 - x.sum(-1)], -1) + jax.random.normal(key, (x.shape[0], 2))
+
+    model = jr.Randomized(fn)
+    x = np.concatenate([images(0, 40) * 0.2, 0.8 + 0.2 * images(1, 40)]).astype(np.float32)
+    y = (x.sum(-1) < 1.5).astype(np.int32)
+    attacks = {"pgd": functools.partial(PGD, gradient=jr.gradients.eot(4))}
+    one = run(model, x, y, attacks=attacks)
+    many = run(model, x, y, attacks=attacks, votes=25)
+    assert many.clean_accuracy > one.clean_accuracy - 0.02
+    assert many.clean_accuracy > 0.95
+    again = run(model, x, y, attacks=attacks, votes=25)
+    np.testing.assert_array_equal(many.examples["robust"], again.examples["robust"])
+    with pytest.raises(ValueError, match="votes"):
+        run(lambda x: x[:, :3], x, y, votes=3)
+
+
+def test_probabilities_are_noticed(case):
+    logits_fn, _, x, y = case
+    report = run(lambda x: jax.nn.softmax(logits_fn(x)), x, y)
+    assert [f.name for f in report.findings] == ["probabilities"]
+
+
+def test_nan_logits_count_as_wrong(case):
+    logits_fn, _, x, y = case
+    report = run(lambda x: jnp.where(x[:, :1] > 0.5, jnp.nan, logits_fn(x)), x, y)
+    bad = x[:, 0] > 0.5
+    assert not report.examples["clean_correct"][bad].any()
+    assert not report.examples["robust"][bad].any()
+    assert any("not finite" in f.name for f in report.findings)
+
+
+def test_a_certificate_that_contradicts_an_attack_is_reported(case):
+    logits_fn, _, x, y = case
+
+    def liar(x, y, *, key, ball):
+        margins = np.ones((len(y), 3))
+        return jr.MarginBound(margins, ball.norm, float(ball.eps), "liar", "none")
+
+    report = run(logits_fn, x, y, certificates={"liar": liar})
+    assert [f.name for f in report.findings] == ["certified and broken: liar"]
+
+    def other(x, y, *, key, ball):
+        return jr.MarginBound(np.ones((len(y), 3)), "l2", float(ball.eps), "other", "none")
+
+    with pytest.raises(ValueError, match="must speak of linf"):
+        run(logits_fn, x, y, certificates={"other": other})
+
+
+class Killed(Exception):
+    """Stands for a kill between two batches."""
+
+
+def test_a_killed_evaluation_ends_with_identical_results(case, tmp_path):
+    logits_fn, layers, x, y = case
+    bounds = {"interval": jr.certify.on_layers(jr.certify.interval, layers)}
+    options = {"certificates": bounds, "keep_images": 10}
+    straight = run(logits_fn, x, y, **options)
+    from jaxrobust.evaluation import _store
+
+    save, count = _store.Store.save, 0
+
+    def dying(self, *args):
+        nonlocal count
+        save(self, *args)
+        count += 1
+        if count % 3 == 0:
+            raise Killed
+
+    starts = 0
+    _store.Store.save = dying
+    try:
+        while True:
+            starts += 1
+            try:
+                resumed = run(logits_fn, x, y, directory=tmp_path, **options)
+                break
+            except Killed:
+                continue
+    finally:
+        _store.Store.save = save
+    assert starts > 3
+    for name, array in straight.arrays().items():
+        np.testing.assert_array_equal(array, resumed.arrays()[name], err_msg=name)
+    # A damaged batch is computed again; a folder of another evaluation is refused.
+    files = sorted(tmp_path.glob("*.npz"))
+    files[0].write_bytes(files[0].read_bytes()[:50])
+    files[1].write_bytes(b"")
+    repaired = run(logits_fn, x, y, directory=tmp_path, **options)
+    assert repaired.robust_accuracy == straight.robust_accuracy
+    for change in ({"key": jax.random.key(1)}, {"ball": jr.Ball("linf", 0.1)}, {"batch_size": 2}):
+        with pytest.raises(ValueError, match="another evaluation"):
+            run(logits_fn, x, y, directory=tmp_path, **{**options, **change})
+    other = jax.tree.map(lambda w: w * 2, logits_fn)
+    with pytest.raises(ValueError, match="its model is"):
+        run(other, x, y, directory=tmp_path, **options)
+
+
+def test_memory_mapped_data_and_save(case, tmp_path):
+    logits_fn, _, x, y = case
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    report = run(logits_fn, mapped, y)
+    report.save(tmp_path)
+    with np.load(tmp_path / "examples.npz") as stored:
+        again = jr.Report.restored(report.summary(), dict(stored))
+    assert again.summary() == report.summary()
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": np.full((50, 6), np.nan, np.float32)}, "must be finite"),
+        ({"x": np.full((50, 6), 255.0, np.float32)}, "0-255"),
+        ({"x": np.zeros((50, 6), np.uint8)}, "floating point"),
+        ({"x": np.zeros((0, 6), np.float32)}, "non-empty"),
+        ({"y": np.full(50, 3, np.int32)}, "labels in 0..2"),
+        ({"y": np.zeros((50, 3), np.int32)}, "one-hot"),
+        ({"y": np.zeros(49, np.int32)}, "one label for each"),
+        ({"attacks": {}}, "attacks must be"),
+        ({"key": 0}, "typed key"),
+        ({"key": jax.random.split(KEY, 50)}, "single key"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"ball": jr.Ball("linf", -1.0)}, "eps"),
+        ({"logits_fn": lambda x: x.sum(-1)}, "logits_fn must return"),
+        ({"attacks": {"odd": lambda f, x, y, *, key, ball: x[:, :2]}}, "attack 'odd' must return"),
+    ],
+)
+def test_wrong_input_is_refused(case, change, message):
+    logits_fn, _, x, y = case
+    arguments = {"logits_fn": logits_fn, "x": x, "y": y} | change
+    with pytest.raises(ValueError, match=message):
+        run(arguments.pop("logits_fn"), arguments.pop("x"), arguments.pop("y"), **arguments)

@@ -1,0 +1,120 @@
+"""Networks, their explicit layers, transforms, and models of other makes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxrobust as jr
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (jr.models.mlp(), (28, 28, 1)),
+        (jr.models.mlp((7, 5), num_classes=4), (8, 8, 3)),
+        (jr.models.small_cnn(), (8, 8, 1)),
+        (jr.models.small_cnn(num_classes=3), (9, 7, 2)),
+    ],
+)
+def test_exported_layers_are_the_network(model, shape):
+    x = jax.random.uniform(jax.random.key(0), (3, *shape))
+    variables = model.init(jax.random.key(1), x)
+    np.testing.assert_allclose(
+        jr.layers.apply(model.layers(variables), x), model.apply(variables, x), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_paper_sizes():
+    x = jnp.zeros((1, 28, 28, 1))
+    shapes = jax.tree.map(jnp.shape, jr.models.mlp().init(jax.random.key(0), x)["params"])
+    assert shapes["Dense_0"]["kernel"] == (784, 500)
+    assert shapes["Dense_1"]["kernel"] == (500, 10)
+    params = jr.models.madry_cnn().init(jax.random.key(0), x)["params"]
+    assert params["Conv_0"]["kernel"].shape == (5, 5, 1, 32)
+    assert params["Conv_1"]["kernel"].shape == (5, 5, 32, 64)
+    assert params["Dense_0"]["kernel"].shape == (7 * 7 * 64, 1024)
+    assert np.allclose(params["Dense_0"]["bias"], 0.1)
+    # TensorFlow's truncated normal of deviation 0.1: cut at 0.2, so 0.088 remains.
+    assert abs(float(params["Dense_0"]["kernel"].std()) - 0.088) < 0.001
+    assert float(jnp.abs(params["Dense_0"]["kernel"]).max()) <= 0.2
+
+
+def test_madry_cnn_pools_as_flax_does():
+    import flax.linen as nn
+
+    model = jr.models.madry_cnn()
+    x = jax.random.uniform(jax.random.key(0), (2, 28, 28, 1))
+    variables = model.init(jax.random.key(1), x)
+    params = variables["params"]
+    h = x
+    for name in ("Conv_0", "Conv_1"):
+        h = jax.lax.conv_general_dilated(
+            h, params[name]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        h = nn.max_pool(nn.relu(h + params[name]["bias"]), (2, 2), (2, 2))
+    h = nn.relu(h.reshape(2, -1) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"])
+    expected = h @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
+    np.testing.assert_allclose(model.apply(variables, x), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="multiples of 4"):
+        model.init(jax.random.key(0), jnp.zeros((1, 10, 10, 1)))
+
+
+@pytest.mark.usefixtures("untyped")
+def test_layers_refuse_what_is_none():
+    with pytest.raises(ValueError, match="layers must hold"):
+        jr.layers.apply([jr.layers.Relu, "relu"], jnp.zeros((1, 2)))
+
+
+def test_normalized_is_the_model_of_raw_images():
+    model = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, jnp.eye(12)[:, :3])
+    mean, std = np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.6, 0.7])
+    x = jax.random.uniform(jax.random.key(0), (4, 2, 2, 3))
+    wrapped = jr.transforms.normalized(model, mean, std)
+    np.testing.assert_allclose(wrapped(x), model((x - mean) / std), rtol=1e-5)
+    assert wrapped(x).dtype == x.dtype
+    assert len(jax.tree.leaves(wrapped)) == 3
+    noisy = jr.Randomized(lambda x, key: model(x) + jax.random.normal(key, (len(x), 3)))
+    assert isinstance(jr.transforms.normalized(noisy, 0.5, 0.5), jr.Randomized)
+    x_adv = jr.attacks.fgsm(
+        wrapped, x, jnp.zeros(4, jnp.int32), key=jax.random.key(0), ball=jr.Ball("linf", 0.1)
+    )
+    assert float(jnp.abs(x_adv - x).max()) <= 0.1 + 1e-6
+    with pytest.raises(ValueError, match="std must be positive"):
+        jr.transforms.normalized(model, 0.0, 0.0)
+
+
+def test_nnx_models_pass_as_callables():
+    module = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(module)
+
+    def apply(state, x):
+        return nnx.merge(graph, state)(x)
+
+    logits_fn = jax.tree_util.Partial(apply, state)
+    x = jax.random.uniform(jax.random.key(0), (5, 6))
+    y = jnp.argmax(logits_fn(x), -1)
+    report = jr.evaluate(
+        logits_fn, (x, y), attacks={"pgd": jr.attacks.pgd}, ball=jr.Ball("linf", 0.5),
+        key=jax.random.key(0), batch_size=5,
+    )  # fmt: skip
+    assert report.robust_accuracy < report.clean_accuracy == 1.0
+
+
+def test_a_model_may_return_more_than_logits():
+    def model(x):
+        hidden = jnp.tanh(x)
+        return hidden[:, :3], hidden
+
+    def loss(outputs, y):
+        logits, embedding = outputs
+        return jr.losses.margin(logits, y) - 0.1 * jnp.sum(embedding**2)
+
+    x = jax.random.uniform(jax.random.key(0), (4, 6))
+    y = jnp.argmax(model(x)[0], -1)
+    x_adv = jr.attacks.pgd(
+        model, x, y, key=jax.random.key(1), ball=jr.Ball("linf", 0.1), loss=loss, num_steps=5
+    )
+    # Where the embedding alone matters, the penalty moves it down.
+    assert (np.asarray(x_adv)[:, 3:] < np.asarray(x)[:, 3:]).all()

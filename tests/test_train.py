@@ -1,0 +1,177 @@
+"""Training: learns, resumes bit for bit after a kill, and says what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxrobust as jr
+from jaxrobust import objectives
+
+KEY = jax.random.key(5)
+SCRIPT = """
+import sys, jax, optax, functools, numpy as np
+import jaxrobust as jr
+from jaxrobust import objectives, train
+train.LOG_EVERY = 5
+data = jr.data.load("digits", "train")
+model = jr.models.mlp((16,))
+params = model.init(jax.random.key(0), data.x[:1])["params"]
+forward = objectives.from_module(model.apply)
+objective = objectives.add(
+    objectives.cross_entropy(forward),
+    objectives.madry(forward, functools.partial(jr.attacks.pgd, num_steps=2),
+                     ball=jr.Ball("linf", 0.05), eps_schedule=optax.linear_schedule(0, 0.05, 40)),
+)
+fit = train.fit(
+    objective, params, optax.adam(optax.cosine_decay_schedule(3e-3, 60)), (data.x, data.y),
+    key=jax.random.key(5), num_epochs=3, batch_size=64, directory=sys.argv[1], resume=True,
+    checkpoint_seconds=0.0, validate=lambda p, s: {"norm": optax.global_norm(p)},
+)
+leaves = [np.asarray(leaf) for leaf in jax.tree.leaves((fit.params, fit.objective_state))]
+np.savez(sys.argv[1] + "/final.npz", *leaves)
+"""
+
+
+def small(seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(size=(96, 6)).astype(np.float32)
+    y = (x.sum(1) > 3).astype(np.int32)
+    params = {"w": jnp.zeros((6, 2))}
+    return x, y, params, objectives.cross_entropy(lambda p, s, x: ((x - 0.5) @ p["w"], s))
+
+
+def fit(x, y, params, objective, **changes):
+    options = {"key": KEY, "num_epochs": 3, "batch_size": 32} | changes
+    return jr.train.fit(objective, params, optax.sgd(0.5), (x, y), **options)
+
+
+def test_learns_and_reports():
+    x, y, params, objective = small()
+    validated = []
+
+    def validate(params, model_state):
+        validated.append(params)
+        return {"size": jnp.sum(params["w"] ** 2)}
+
+    done = fit(x, y, params, objective, num_epochs=40, validate=validate)
+    training = [m for m in done.metrics if "loss" in m]
+    assert training[-1]["loss"] < 0.5 * training[0]["loss"]
+    assert training[-1]["step"] == 120
+    assert len(validated) == 40
+    assert done.metrics[-1]["validation"]["size"] > 0
+    np.testing.assert_array_equal(params["w"], 0)  # the caller's arrays live on
+
+
+def test_an_epoch_visits_every_row_once():
+    x, y, params, _ = small()
+    seen = []
+
+    def value_and_grad(params, model_state, state, batch, *, key):
+        jax.debug.callback(lambda rows: seen.append(np.asarray(rows)), batch.index, ordered=True)
+        out = jr.types.Out(jnp.zeros(()), model_state, state, {})
+        return out, jax.tree.map(jnp.zeros_like, params)
+
+    recorder = jr.Objective(lambda params, key: (), value_and_grad)
+    fit(x, y, params, recorder, num_epochs=2)
+    jax.effects_barrier()
+    first, second = np.concatenate(seen[:3]), np.concatenate(seen[3:])
+    np.testing.assert_array_equal(np.sort(first), np.arange(96))
+    np.testing.assert_array_equal(np.sort(second), np.arange(96))
+    assert not np.array_equal(first, second)
+
+
+def start(folder):
+    environment = dict(os.environ, XLA_FLAGS="")
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder)], env=environment, stderr=subprocess.PIPE
+    )
+
+
+def test_kill_minus_nine_and_resume_end_in_the_same_bits(tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    process = start(straight)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()[-2000:]
+    kills = 0
+    for wanted in (5, 25, 45):
+        process = start(killed)
+        lines = killed / "metrics.jsonl"
+        while process.poll() is None:
+            if lines.exists() and f'"step": {wanted},' in lines.read_text():
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.005)
+        process.communicate()
+    assert kills >= 2
+    # A kill in the middle of a line leaves half of it.
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "epo')
+    process = start(killed)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()[-2000:]
+    with np.load(straight / "final.npz") as one, np.load(killed / "final.npz") as two:
+        assert one.files == two.files
+        for name in one.files:
+            np.testing.assert_array_equal(one[name], two[name])
+    assert (straight / "metrics.jsonl").read_text() == (killed / "metrics.jsonl").read_text()
+
+
+def test_resume_refuses_what_does_not_belong(tmp_path):
+    x, y, params, objective = small()
+    done = fit(x, y, params, objective, directory=tmp_path)
+    restored, _ = jr.train.restore(tmp_path)
+    np.testing.assert_array_equal(restored["w"], done.params["w"])
+    again = fit(x, y, params, objective, directory=tmp_path, resume=True)
+    np.testing.assert_array_equal(again.params["w"], done.params["w"])
+    assert again.metrics == done.metrics
+    with pytest.raises(ValueError, match="already holds a run"):
+        fit(x, y, params, objective, directory=tmp_path)
+    with pytest.raises(ValueError, match="another model.*w"):
+        fit(x, y, {"w": jnp.zeros((6, 3))}, objective, directory=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="batch_size"):
+        fit(x, y, params, objective, directory=tmp_path, resume=True, batch_size=16)
+    with pytest.raises(ValueError, match="key"):
+        fit(x, y, params, objective, directory=tmp_path, resume=True, key=jax.random.key(6))
+    with pytest.raises(ValueError, match="no checkpoints"):
+        jr.train.restore(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="needs the directory"):
+        fit(x, y, params, objective, resume=True)
+
+
+def test_nan_is_reported_with_its_step_and_metric(tmp_path):
+    x, y, params, objective = small()
+
+    def value_and_grad(params, model_state, state, batch, *, key):
+        out, grads = objective.value_and_grad(params, model_state, (), batch, key=key)
+        bad = jnp.where(state == 3, jnp.nan, 0.0)
+        return out._replace(state=state + 1, metrics={"margin": out.loss + bad}), grads
+
+    failing = jr.Objective(lambda params, key: jnp.zeros((), jnp.int32), value_and_grad)
+    with pytest.raises(FloatingPointError, match="margin is nan at step 4"):
+        fit(x, y, params, failing, directory=tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == [3]
+
+
+@pytest.mark.usefixtures("untyped")
+def test_wrong_input_is_refused():
+    x, y, params, objective = small()
+    with pytest.raises(ValueError, match="batch_size must be at most"):
+        fit(x, y, params, objective, batch_size=97)
+    with pytest.raises(ValueError, match="num_epochs"):
+        fit(x, y, params, objective, num_epochs=0)
+    with pytest.raises(ValueError, match="0-255"):
+        fit(x * 255, y, params, objective)
+    with pytest.raises(ValueError, match="one label for each"):
+        fit(x, y[:5], params, objective)
