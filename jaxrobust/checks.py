@@ -72,7 +72,7 @@ def check_ball(ball: Any, num_rows: int | None = None) -> None:
 
 
 def check_radius(value: Any, name: str, num_rows: int | None = None) -> None:
-    """Refuse a radius or step size that is negative, not finite, or neither scalar nor one a row."""
+    """Refuse a radius or step that is negative, not finite, or neither scalar nor one a row."""
     shape = jnp.shape(value)
     if shape not in ((), (num_rows,)):
         raise ValueError(f"{name} must be a scalar or one number for each row; got shape {shape}")

@@ -62,7 +62,9 @@ def load(name: str = "digits", split: str = "train", *, data_dir: str | None = N
         for part, rows in parts:
             x, y = _decoded(name, part, sizes[part], source, identity)
             pieces.append((x[rows], y[rows]))
-    x = np.concatenate([x for x, _ in pieces]).astype(np.float32) / (16 if name == "digits" else 255)
+    x = np.concatenate([x for x, _ in pieces]).astype(np.float32) / (
+        16 if name == "digits" else 255
+    )
     y = np.concatenate([y for _, y in pieces]).astype(np.int32)
     if len(y) == 0:
         raise ValueError(f"split {split!r} of {name} holds no examples")

@@ -42,9 +42,7 @@ class Conv:
     kernel: Any
     bias: Any
     strides: tuple[int, int] = dataclasses.field(default=(1, 1), metadata={"static": True})
-    padding: Literal["SAME", "VALID"] = dataclasses.field(
-        default="SAME", metadata={"static": True}
-    )
+    padding: Literal["SAME", "VALID"] = dataclasses.field(default="SAME", metadata={"static": True})
 
 
 @jax.tree_util.register_static

@@ -16,9 +16,7 @@ TURNS = "jaxrobust_turns_"
 """Prefix of the marker in a bounded loop's body; the most turns follow it."""
 
 
-def at_most(
-    most: int, cond: Callable[[T], Array], body: Callable[[Array, T], T], start: T
-) -> T:
+def at_most(most: int, cond: Callable[[T], Array], body: Callable[[Array, T], T], start: T) -> T:
     """`while cond(state): state = body(turn, state)`, at most `most` times.
 
     Under `vmap` each row stops by itself and keeps its state while others go on.

@@ -107,7 +107,9 @@ def fit(
     total = num_epochs * steps_per_epoch
     init_key, shuffle_key, step_key = (jax.random.fold_in(key, i) for i in range(3))
     # Copies: the loop donates its state, and the caller's arrays must live on.
-    params, model_state = jax.tree.map(jnp.copy, (params, {} if model_state is None else model_state))
+    params, model_state = jax.tree.map(
+        jnp.copy, (params, {} if model_state is None else model_state)
+    )
     state = TrainState(
         jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params),
         objective.init(params, init_key),
@@ -309,14 +311,17 @@ def _mismatch(directory: Any, name: str, stored: Any, ours: Any) -> str:
 
 
 @contextlib.contextmanager
-def _progress(
-    show: bool, total: int, done: int
-) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+def _progress(show: bool, total: int, done: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
     if not show:
         yield lambda steps, metrics: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),

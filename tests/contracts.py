@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ def random_layers(seed: int, sizes: tuple[int, ...] = (6, 8, 3), scale: float = 
     """A random fully connected ReLU network as explicit layers."""
     rng = np.random.default_rng(seed)
     layers = [Flatten()]
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in itertools.pairwise(sizes):
         kernel = rng.normal(size=(fan_in, fan_out)) * scale / np.sqrt(fan_in)
         bias = rng.normal(size=fan_out) * 0.1
         layers += [Dense(kernel.astype(np.float32), bias.astype(np.float32)), Relu()]

@@ -151,7 +151,8 @@ def test_legal_in_a_default_shard_map_over_four_devices(attack, norm):
     )
     sharded = np.asarray(mapped(logits_fn, x, y, keys))
     parts = [
-        np.asarray(run(logits_fn, x[i : i + 2], y[i : i + 2], keys[i : i + 2])) for i in range(0, 8, 2)
+        np.asarray(run(logits_fn, x[i : i + 2], y[i : i + 2], keys[i : i + 2]))
+        for i in range(0, 8, 2)
     ]
     np.testing.assert_allclose(sharded, np.concatenate(parts), atol=1e-6)
 

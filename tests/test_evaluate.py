@@ -234,7 +234,7 @@ def test_a_certificate_that_contradicts_an_attack_is_reported(case):
         run(logits_fn, x, y, certificates={"other": other})
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for a kill between two batches."""
 
 
@@ -252,7 +252,7 @@ def test_a_killed_evaluation_ends_with_identical_results(case, tmp_path):
         save(self, *args)
         count += 1
         if count % 3 == 0:
-            raise Killed
+            raise KilledError
 
     starts = 0
     _store.Store.save = dying
@@ -262,7 +262,7 @@ def test_a_killed_evaluation_ends_with_identical_results(case, tmp_path):
             try:
                 resumed = run(logits_fn, x, y, directory=tmp_path, **options)
                 break
-            except Killed:
+            except KilledError:
                 continue
     finally:
         _store.Store.save = save
@@ -311,7 +311,7 @@ def test_memory_mapped_data_and_save(case, tmp_path):
         ({"batch_size": 0}, "batch_size"),
         ({"ball": jr.Ball("linf", -1.0)}, "eps"),
         ({"logits_fn": lambda x: x.sum(-1)}, "logits_fn must return"),
-        ({"attacks": {"odd": lambda f, x, y, *, key, ball: x[:, :2]}}, "attack 'odd' must return"),
+        ({"attacks": {"odd": lambda f, x, y, *, key, ball: x[:, :2]}}, "attack 'odd': must return"),
     ],
 )
 def test_wrong_input_is_refused(case, change, message):

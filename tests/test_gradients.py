@@ -76,7 +76,7 @@ def test_canonical_composes():
 
 
 def test_vjp_is_jax_vjp():
-    f = lambda x, key: jnp.stack([jnp.sum(x**2), jnp.sum(jnp.sin(x))])  # noqa: E731
+    f = lambda x, key: jnp.stack([jnp.sum(x**2), jnp.sum(jnp.sin(x))])
     x = jnp.arange(3.0)
     out, pullback = gradients.vjp(f, x, KEY)
     expected, reference = jax.vjp(lambda x: f(x, KEY), x)
@@ -86,7 +86,7 @@ def test_vjp_is_jax_vjp():
 
 
 def test_eot_is_the_mean_over_its_keys():
-    f = lambda x, key: jnp.sum(x * jax.random.normal(key, x.shape))  # noqa: E731
+    f = lambda x, key: jnp.sum(x * jax.random.normal(key, x.shape))
     x = jnp.ones(4)
     draws = jnp.stack([f(x, k) for k in jax.random.split(KEY, 5)])
     value, pullback = gradients.vjp(gradients.eot(5)(f), x, KEY)
@@ -116,7 +116,7 @@ def test_fresh_noise_changes_from_step_to_step_and_shared_noise_does_not(fresh):
 
 def test_shared_noise_reaches_the_search():
     """With a linear loss and one shared draw, every step sees the same gradient of the noise."""
-    model = lambda x: jnp.stack([jnp.sin(9 * x).sum(-1), jnp.zeros(x.shape[0])], -1)  # noqa: E731
+    model = lambda x: jnp.stack([jnp.sin(9 * x).sum(-1), jnp.zeros(x.shape[0])], -1)
     x, y = np.full((1, 2), 0.5, np.float32), np.array([1])
     ball = jr.Ball("linf", 1e-7)  # the image stands still, so only the noise can move the loss
     for fresh in (True, False):

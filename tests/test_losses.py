@@ -25,7 +25,9 @@ def test_values(case):
     gap = others - case[0][case[1]]
     np.testing.assert_allclose(losses.margin(logits, y), gap, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(losses.hinge(logits, y), max(0, 1 + gap), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(losses.targeted(losses.margin)(logits, y), -gap, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        losses.targeted(losses.margin)(logits, y), -gap, rtol=1e-5, atol=1e-5
+    )
     hit = int(np.argmax(np.float32(case[0]))) == case[1]
     assert bool(losses.success(losses.margin, logits, y)) is not hit
     assert bool(losses.success(losses.targeted(losses.margin), logits, y)) is hit

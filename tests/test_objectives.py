@@ -74,7 +74,9 @@ def test_madry_is_the_loss_at_the_attacked_images_and_no_derivative_of_the_attac
         objectives.cross_entropy(forward), params, batch._replace(x=x_adv)
     )  # fmt: skip
     close((out.loss, grads), (clean.loss, expected))
-    assert float(out.loss) > float(evaluate(objectives.cross_entropy(forward), params, batch)[0].loss)
+    assert float(out.loss) > float(
+        evaluate(objectives.cross_entropy(forward), params, batch)[0].loss
+    )
 
 
 def test_madry_follows_a_schedule_of_eps(case):

@@ -136,7 +136,7 @@ def test_resume_refuses_what_does_not_belong(tmp_path):
     assert again.metrics == done.metrics
     with pytest.raises(ValueError, match="already holds a run"):
         fit(x, y, params, objective, directory=tmp_path)
-    with pytest.raises(ValueError, match="another model.*w"):
+    with pytest.raises(ValueError, match=r"another model.*w"):
         fit(x, y, {"w": jnp.zeros((6, 3))}, objective, directory=tmp_path, resume=True)
     with pytest.raises(ValueError, match="batch_size"):
         fit(x, y, params, objective, directory=tmp_path, resume=True, batch_size=16)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jaxrobust import checks, losses
@@ -41,11 +42,14 @@ def at_eps(attack: Attack, eps: float) -> Attack:
     ...     key=jax.random.key(0), ball=Ball("linf", 0.25))
     Array([[0.375, 0.375]], dtype=float32)
     """
+    # A pytree, so that one compiled program serves all radii.
+    return Partial(_pinned, as_partial(attack), eps)
 
-    def pinned(logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Ball) -> Array:
-        return attack(logits_fn, x, y, key=key, ball=dataclasses.replace(ball, eps=eps))
 
-    return pinned
+def _pinned(
+    attack: Attack, eps: Any, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Ball
+) -> Array:
+    return attack(logits_fn, x, y, key=key, ball=dataclasses.replace(ball, eps=eps))
 
 
 def on_alive(attack: Attack, chunk: int) -> Callable[..., Array]:
@@ -70,9 +74,7 @@ def on_alive(attack: Attack, chunk: int) -> Callable[..., Array]:
     """
     checks.check_count(chunk, "chunk")
 
-    def run(
-        logits_fn: LogitsFn, x: Any, y: Any, alive: Array, *, key: Any, ball: Ball
-    ) -> Array:
+    def run(logits_fn: LogitsFn, x: Any, y: Any, alive: Array, *, key: Any, ball: Ball) -> Array:
         x, y = jnp.asarray(x), jnp.asarray(y)
         num_rows = x.shape[0]
         keys = row_keys(key, num_rows)

@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float
 from jaxrobust import checks, gradients, losses
 from jaxrobust.attacks._lift import lift, loss_of
 from jaxrobust.gradients import Gradient
-from jaxrobust.losses import Loss
 from jaxrobust.loops import at_most
+from jaxrobust.losses import Loss
 from jaxrobust.threat import Ball, norm
 from jaxrobust.types import Images, Keys, Labels, LogitsFn
 
@@ -273,5 +273,7 @@ def _search(
         return jax.tree.map(lambda new, old: jnp.where(better, new, old), run, best)
 
     first = judged(jnp.zeros((), jnp.int32))
-    best = at_most(num_restarts - 1, lambda best: ~best[3], lambda i, best: again(i + 1, best), first)
+    best = at_most(
+        num_restarts - 1, lambda best: ~best[3], lambda i, best: again(i + 1, best), first
+    )
     return best[0], best[1]

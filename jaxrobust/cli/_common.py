@@ -48,6 +48,7 @@ def explicit(module: nn.Module, variables: Any) -> list[Layer] | None:
     return module.layers(variables) if hasattr(module, "layers") else None  # pyright: ignore
 
 
+@functools.cache  # the same objects each time, so that nothing is compiled twice
 def standard_attacks(num_steps: int, num_restarts: int) -> dict[str, Attack]:
     """FGSM, BIM and PGD, in that order."""
     pgd = functools.partial(attacks.pgd, num_steps=num_steps, num_restarts=num_restarts)

@@ -69,9 +69,7 @@ class Demo:
             "numbers are not those of any paper.",
         ]
 
-    def _entry(
-        self, name: str, objective: str, test: data.Dataset, work: Path
-    ) -> report.Entry:
+    def _entry(self, name: str, objective: str, test: data.Dataset, work: Path) -> report.Entry:
         balls = {
             "linf": Ball("linf", self._eps("linf", self.eps_linf)),
             "l2": Ball("l2", self._eps("l2", self.eps_l2)),

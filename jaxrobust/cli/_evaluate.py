@@ -100,7 +100,9 @@ class Evaluate:
     def _checkpoint(self, folder: Path) -> tuple[LogitsFn, Any, str, str, list[dict[str, Any]]]:
         path = folder / "model.json"
         if not path.is_file():
-            raise ValueError(f"--checkpoint must be a finished run of jaxrobust train; got {folder}")
+            raise ValueError(
+                f"--checkpoint must be a finished run of jaxrobust train; got {folder}"
+            )
         try:
             described = json.loads(path.read_text())
             module = common.build(described["model"], described["num_classes"])

@@ -54,7 +54,9 @@ class Train:
 
         fitted, _ = self.fit()
         last = next((m for m in reversed(fitted.metrics) if "validation" in m), None)
-        shown = "" if last is None else "  ".join(f"{k} {v:.3f}" for k, v in last["validation"].items())
+        shown = (
+            "" if last is None else "  ".join(f"{k} {v:.3f}" for k, v in last["validation"].items())
+        )
         Console().print(f"trained; on held-out training images: {shown}")
         Console().print(f"checkpoints: {self.out}", soft_wrap=True)
 

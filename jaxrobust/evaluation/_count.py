@@ -35,7 +35,6 @@ def count(
     Returns:
         `(gradients, forwards)`; None where they sit in a loop without a stated bound.
     """
-
     leaves, structure = jax.tree.flatten(logits_fn)
     shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     image = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)

@@ -16,7 +16,6 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from jaxrobust.attacks import salted
 from jaxrobust.evaluation._report import DISTANCE_TOLERANCE
 from jaxrobust.threat import Ball
 from jaxrobust.types import Attack, LogitsFn, Randomized, logits_of, per_example
@@ -44,33 +43,38 @@ class Judged(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def clean_program(votes: int, devices: tuple[Any, ...]) -> Callable[..., Clean]:
-    """`(logits_fn, x, keys) -> Clean`, rows sharded over the devices."""
+    """`(logits_fn, x, judge_keys) -> Clean`, rows sharded over the devices."""
 
     def clean(logits_fn: LogitsFn, x: Array, keys: Array) -> Clean:
-        logits = jax.vmap(per_example(logits_fn))(x, salted(keys, "judge clean"))
-        logits = logits_of(logits)
+        logits = logits_of(jax.vmap(per_example(logits_fn))(x, keys))
         total = jnp.sum(logits, -1)
         alike = jnp.all(logits >= 0, -1) & (jnp.abs(total - 1) < 1e-3)
-        predicted = _predict(logits_fn, votes, x, salted(keys, "judge clean"))
+        predicted = _predict(logits_fn, votes, x, keys)
         return Clean(predicted, alike)
 
     return _sharded(clean, devices)
 
 
 @functools.lru_cache(maxsize=64)
-def attack_program(
-    name: str, attack: Attack, votes: int, devices: tuple[Any, ...]
-) -> Callable[..., Judged]:
-    """`(logits_fn, x, y, keys, ball) -> Judged`, rows sharded over the devices."""
+def attack_program(votes: int, devices: tuple[Any, ...]) -> Callable[..., Judged]:
+    """`((attack, logits_fn), x, y, keys, judge_keys, ball) -> Judged`, rows sharded.
+
+    The attack is a pytree like the model: attacks that differ in an array only (the radius that
+    `at_eps` pins) share one compiled program.
+    """
 
     def attack_and_judge(
-        logits_fn: LogitsFn, x: Array, y: Array, keys: Array, ball: Ball
+        functions: tuple[Attack, LogitsFn],
+        x: Array,
+        y: Array,
+        keys: Array,
+        judge_keys: Array,
+        ball: Ball,
     ) -> Judged:
-        x_adv = attack(logits_fn, x, y, key=salted(keys, name), ball=ball)
+        attack, logits_fn = functions
+        x_adv = attack(logits_fn, x, y, key=keys, ball=ball)
         if jnp.shape(x_adv) != x.shape:
-            raise ValueError(
-                f"attack {name!r} must return images of shape {x.shape}; got {jnp.shape(x_adv)}"
-            )
+            raise ValueError(f"must return images of shape {x.shape}; got {jnp.shape(x_adv)}")
         finite = jnp.all(jnp.isfinite(x_adv), axis=tuple(range(1, x.ndim)))
         x_adv = jnp.where(_over(finite, x), x_adv, x)
         legal = jnp.clip(x_adv, *ball.box)
@@ -79,7 +83,6 @@ def attack_program(
         within = distance <= ball.eps * (1 + DISTANCE_TOLERANCE) + 1e-7
         outside = ~finite | ~within | jnp.any((legal != x_adv).reshape(len(x), -1), -1)
 
-        judge_keys = salted(keys, f"judge {name}")
         prediction = _predict(logits_fn, votes, image, judge_keys)
         success = prediction != y
         # The image as returned matters for the curve over eps, and differs in these rows only.
@@ -121,18 +124,16 @@ def _class_of(logits: Array) -> Array:
 
 
 def _sharded(program: Callable[..., Any], devices: tuple[Any, ...]) -> Callable[..., Any]:
-    """Compile a program whose first argument is the model and whose others are rows."""
+    """Compile a program whose first argument is whole on each device, and whose others are rows."""
     mesh = Mesh(np.array(devices), (AXIS,))
-    model, rows = PartitionSpec(), PartitionSpec(AXIS)
+    whole, rows = PartitionSpec(), PartitionSpec(AXIS)
 
     @jax.jit
-    def run(logits_fn: LogitsFn, *args: Any) -> Any:
-        specs = (model, *[rows] * len(args))
+    def run(functions: Any, *args: Any) -> Any:
+        specs = (whole, *[rows] * len(args))
         # check_vma=False: a user's model need not be written for varying-axes types.
-        mapped = jax.shard_map(
-            program, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False
-        )
-        return mapped(logits_fn, *args)
+        mapped = jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+        return mapped(functions, *args)
 
     return run
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxrobust import checks
 from jaxrobust._version import __version__
+from jaxrobust.attacks import salted
 from jaxrobust.evaluation import _findings as findings
 from jaxrobust.evaluation._count import count
 from jaxrobust.evaluation._judge import attack_program, clean_program
@@ -119,7 +120,7 @@ def evaluate(
     n = len(y)
     eps = np.broadcast_to(np.asarray(ball.eps, np.float64), (n,))
 
-    clean = bench.run("clean", np.arange(n), clean_program(votes, devices), with_labels=False)
+    clean = bench.predict(clean_program(votes, devices))
     correct = clean["prediction"] == y
     found = findings.probabilities(clean["like_probabilities"])
     found += findings.not_finite(clean["prediction"])
@@ -136,8 +137,7 @@ def evaluate(
     records, after, under = {}, {}, {}
     for name, attack in attacks.items():
         rows = np.flatnonzero(standing) if survivors_only else np.arange(n)
-        program = attack_program(name, attack, votes, devices)
-        judged = bench.run(name, rows, program, with_labels=True, keep=keep_images)
+        judged = bench.attack(name, attack, rows, attack_program(votes, devices), keep_images)
         success = _spread(n, rows, judged["success"], False)
         newly = standing & success
         shown = rows[(rows < keep_images) & (standing[rows])]
@@ -216,33 +216,44 @@ class _Bench:
         self.logits_fn, self.x, self.y, self.ball, self.key = logits_fn, x, y, ball, key
         self.size, self.store, self.progress = size, store, progress
 
-    def run(
-        self, stage: str, rows: np.ndarray, program: Any, *, with_labels: bool, keep: int = 0
-    ) -> dict[str, Any]:
-        """Run a compiled program over some rows; its outputs in the rows' order."""
+    def predict(self, program: Any) -> dict[str, Any]:
+        """Judge the clean images."""
 
         def compute(part: np.ndarray) -> dict[str, np.ndarray]:
-            # Rows repeat to fill the one shape that is compiled.
-            padded = part[np.arange(self.size) % len(part)]
-            x = jnp.asarray(np.asarray(self.x[padded]))
-            keys = _fold_rows(self.key, jnp.asarray(padded))
-            if with_labels:
-                eps = np.broadcast_to(np.asarray(self.ball.eps), (len(self.y),))[padded]
-                ball = dataclasses.replace(self.ball, eps=jnp.asarray(eps, x.dtype))
-                y = jnp.asarray(np.asarray(self.y[padded]))
-                out = program(self.logits_fn, x, y, keys, ball)
-            else:
-                out = program(self.logits_fn, x, keys)
+            x, keys, _ = self._padded(part)
+            out = program(self.logits_fn, x, salted(keys, "judge clean"))
+            return {k: np.asarray(v)[: len(part)] for k, v in out._asdict().items()}
+
+        return self._stage("clean", np.arange(len(self.y)), compute)
+
+    def attack(
+        self, name: str, attack: Attack, rows: np.ndarray, program: Any, keep: int
+    ) -> dict[str, Any]:
+        """Attack some rows and judge what comes back; images of the first `keep` rows only."""
+        functions = (as_partial(attack), self.logits_fn)
+
+        def judged(part: np.ndarray) -> Any:
+            x, keys, padded = self._padded(part)
+            eps = np.broadcast_to(np.asarray(self.ball.eps), (len(self.y),))[padded]
+            ball = dataclasses.replace(self.ball, eps=jnp.asarray(eps, x.dtype))
+            y = jnp.asarray(np.asarray(self.y[padded]))
+            judge_keys = salted(keys, f"judge {name}")
+            return program(functions, x, y, salted(keys, name), judge_keys, ball)
+
+        def compute(part: np.ndarray) -> dict[str, np.ndarray]:
+            try:
+                out = judged(part)
+            except ValueError as error:
+                raise ValueError(f"attack {name!r}: {error}") from error
             arrays = {k: np.asarray(v)[: len(part)] for k, v in out._asdict().items()}
-            if "image" in arrays:
-                arrays["image"] = arrays["image"][part < keep]
-            return arrays
+            return arrays | {"image": arrays["image"][part < keep]}
 
         if len(rows):
-            return self._stage(stage, rows, compute)
-        shapes = jax.eval_shape(program, self.logits_fn, *self._shapes(with_labels))._asdict()
-        nothing = {k: np.empty((0, *v.shape[1:]), v.dtype) for k, v in shapes.items()}
-        return nothing | {"seconds": 0.0}
+            return self._stage(name, rows, compute)
+        nobody = jax.eval_shape(lambda: judged(np.zeros(1, int)))._asdict()
+        return {k: np.empty((0, *v.shape[1:]), v.dtype) for k, v in nobody.items()} | {
+            "seconds": 0.0
+        }
 
     def certify(self, name: str, certificate: Callable[..., MarginBound]) -> dict[str, Any]:
         """Bound the margins of all rows on the host."""
@@ -286,16 +297,11 @@ class _Bench:
         joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
         return joined | {"seconds": seconds}
 
-    def _shapes(self, with_labels: bool) -> tuple[Any, ...]:
-        x = jax.ShapeDtypeStruct((self.size, *self.x.shape[1:]), self.x.dtype)
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.size))
-        if not with_labels:
-            return x, keys
-        y = jax.ShapeDtypeStruct((self.size,), jnp.asarray(self.y[:1]).dtype)
-        ball = dataclasses.replace(
-            self.ball, eps=jax.ShapeDtypeStruct((self.size,), self.x.dtype)
-        )  # fmt: skip
-        return x, y, keys, ball
+    def _padded(self, part: np.ndarray) -> tuple[Any, Any, np.ndarray]:
+        """Images and keys of some rows, repeated to fill the one shape that is compiled."""
+        padded = part[np.arange(self.size) % len(part)]
+        x = jnp.asarray(np.asarray(self.x[padded]))
+        return x, _fold_rows(self.key, jnp.asarray(padded)), padded
 
 
 @jax.jit
@@ -320,7 +326,9 @@ def _check(
 ) -> int:  # fmt: skip
     """Refuse what cannot be meant; returns the number of classes."""
     if not isinstance(attacks, Mapping) or not attacks:
-        raise ValueError(f"attacks must be a non-empty dictionary of attacks by name; got {attacks!r}")
+        raise ValueError(
+            f"attacks must be a non-empty dictionary of attacks by name; got {attacks!r}"
+        )
     checks.check_count(batch_size, "batch_size")
     checks.check_count(votes, "votes")
     if votes > 1 and not isinstance(logits_fn, Randomized):
@@ -362,4 +370,3 @@ def _bar(show: bool, stage: str, total: int) -> Iterator[Callable[[], None]]:
     with Progress() as bar:
         task = bar.add_task(stage, total=total)
         yield lambda: bar.advance(task)
-

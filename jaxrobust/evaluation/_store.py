@@ -56,14 +56,12 @@ class Store:
             return None
         return arrays if np.array_equal(arrays.pop("rows", np.empty(0)), rows) else None
 
-    def save(
-        self, stage: str, batch: int, rows: np.ndarray, arrays: dict[str, np.ndarray]
-    ) -> None:
+    def save(self, stage: str, batch: int, rows: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
         """Write a finished batch; it appears whole or not at all."""
         if self.folder is None:
             return
         path = self._path(stage, batch)
-        _atomically(path, lambda partial: np.savez(partial, rows=rows, **arrays))
+        _atomically(path, lambda partial: np.savez(partial, rows=rows, **arrays)  # pyright: ignore[reportArgumentType])
 
     def _path(self, stage: str, batch: int) -> Path:
         assert self.folder is not None

@@ -1,0 +1,82 @@
+"""Attack both trained networks and set the numbers beside the paper's table."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import jaxrobust as jr
+from experiments.madry_mnist.config import Config
+from experiments.madry_mnist.train import MODELS
+
+PUBLISHED = {"clean": 98.8, "FGSM": 95.6, "PGD-40": 93.2, "PGD-100 x5": None, "PGD-100 x20": 89.3}
+"""Paper 001, Table 1 (MNIST, source A), of the adversarially trained network, in percent."""
+
+
+def attacks() -> dict[str, Any]:
+    """The table's white-box rows; steps of 0.01 as published."""
+    pgd = functools.partial(jr.attacks.pgd, step_size=0.01)
+    return {
+        "FGSM": jr.attacks.fgsm,
+        "PGD-40": functools.partial(pgd, num_steps=40),
+        "PGD-100 x5": functools.partial(pgd, num_steps=100, num_restarts=5),
+    }
+
+
+def table(config: Config, folder: Path, results: Path, command: str) -> None:
+    """Evaluate on the test set, once, and write results, figures and page."""
+    test = jr.data.load("mnist", f"test[:{config.num_test}]")
+    model = jr.models.madry_cnn()
+    ball = jr.Ball("linf", config.eps)
+    entries, numbers = [], {}
+    for which in MODELS:
+        params, _ = jr.train.restore(folder / which)
+        params = jax.tree.map(jax.numpy.asarray, params)
+        logits_fn = jax.tree_util.Partial(model.apply, {"params": params})
+        report = jr.evaluate(
+            logits_fn, (test.x, test.y), attacks=attacks(), ball=ball, survivors_only=False,
+            key=jax.random.key(config.seed + 1), keep_images=64, progress=True,
+            directory=folder / f"{which}-evaluation",
+        )  # fmt: skip
+        lines = (folder / which / "metrics.jsonl").read_text().splitlines()
+        history = [json.loads(line) for line in lines]
+        description = f"madry_cnn on MNIST, trained: {which}"
+        reports = {f"linf {config.eps:g}": report}
+        entries.append(jr.report.Entry(which, description, reports, {}, history))
+        numbers[which] = {
+            "clean": report.clean_accuracy,
+            **report.accuracy_under,
+            "worst case": report.robust_accuracy,
+            "intervals": report.intervals,
+            "attacks": {k: vars(v) for k, v in report.attacks.items()},
+            "last_validation": next(m for m in reversed(history) if "validation" in m),
+        }
+    notes = ["Trained on 55,000 images; every choice was made on the other 5,000."]
+    created = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    document = jr.report.Document("Madry's MNIST table", command, entries, notes, created)
+    jr.report.save(document, results / "page")
+    record = {
+        "command": command,
+        "commit": commit(),
+        "config": vars(config),
+        "environment": jr.evaluation.environment(),
+        "num_test": len(test.y),
+        "published_percent": PUBLISHED,
+        "measured": numbers,
+    }
+    jr.train.write_json(results / "results.json", record)
+
+
+def commit() -> str:
+    """The commit this runs from."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
+    )  # fmt: skip
+    return done.stdout.strip()
