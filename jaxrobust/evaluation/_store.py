@@ -61,7 +61,8 @@ class Store:
         if self.folder is None:
             return
         path = self._path(stage, batch)
-        _atomically(path, lambda partial: np.savez(partial, rows=rows, **arrays)  # pyright: ignore[reportArgumentType])
+        columns: dict[str, Any] = {"rows": rows, **arrays}
+        _atomically(path, lambda partial: np.savez(partial, **columns))
 
     def _path(self, stage: str, batch: int) -> Path:
         assert self.folder is not None
