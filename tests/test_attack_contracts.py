@@ -265,6 +265,7 @@ def test_wrong_eps_is_refused(attack, eps):
         attack(logits_fn, x, y, key=KEY, ball=jr.Ball("linf", eps))
 
 
+@pytest.mark.usefixtures("untyped")
 def test_unknown_norm_is_refused():
     with pytest.raises(ValueError, match="norm must be one of linf, l2, l1; got 'l7'"):
         jr.Ball("l7", 0.1)

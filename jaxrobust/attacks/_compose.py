@@ -49,6 +49,7 @@ def at_eps(attack: Attack, eps: float) -> Attack:
 def _pinned(
     attack: Attack, eps: Any, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Ball
 ) -> Array:
+    checks.check_ball(ball, len(x))
     return attack(logits_fn, x, y, key=key, ball=dataclasses.replace(ball, eps=eps))
 
 
@@ -127,7 +128,7 @@ def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
     >>> both = first_success({"fgsm": fgsm, "pgd": pgd})
     >>> both(logits_fn, jnp.full((1, 2), 0.4), jnp.array([0]), key=jax.random.key(0),
     ...      ball=Ball("linf", 0.25))
-    Array([[0.4, 0.4]], dtype=float32)
+    Array([[0.15, 0.15]], dtype=float32)
     """
     if not members:
         raise ValueError("members must hold at least one attack; got none")
