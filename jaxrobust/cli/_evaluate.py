@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -42,7 +42,7 @@ class Evaluate:
     norm: NormName = "linf"
     """Norm of the threat."""
     eps: float | None = None
-    """Its radius, of [0, 1]; by the data set where not given."""
+    """Its radius, of [0, 1]; where not given, the checkpoint's own, else by the data set."""
     num_steps: int = 40
     """PGD steps."""
     num_restarts: int = 5
@@ -56,10 +56,12 @@ class Evaluate:
 
     def run(self) -> None:
         """Evaluate and report."""
-        logits_fn, layers, name, dataset, history = self._load()
+        subject = self._load()
+        logits_fn, layers, dataset = subject.logits_fn, subject.layers, subject.data
         test = data.load(dataset, self.split)
         test = test._replace(x=test.x[: self.num_examples], y=test.y[: self.num_examples])
-        eps = common.default_eps(dataset, self.norm) if self.eps is None else self.eps
+        known = subject.eps if self.eps is None else self.eps
+        eps = common.default_eps(dataset, self.norm) if known is None else known
         ball = Ball(self.norm, eps)
         bounds = {} if layers is None else {
             k: certify.on_layers(bound, layers) for k, bound in common.BOUNDS.items()
@@ -79,43 +81,60 @@ class Evaluate:
         )  # fmt: skip
         description = f"evaluated on {len(test.y)} images of {dataset} ({self.split})"
         entry = report.Entry(
-            name, description, {f"{self.norm} {eps:g}": found}, {self.norm: curve}, history
+            subject.name,
+            description,
+            {f"{self.norm} {eps:g}": found},
+            {self.norm: curve},
+            subject.history,
         )
         document = report.Document(
-            f"How robust is {name}?", common.command_line(), [entry], [], common.made_at()
+            f"How robust is {subject.name}?", common.command_line(), [entry], [], common.made_at()
         )
         report.save(document, self.out)
         shutil.rmtree(work, ignore_errors=True)
         report.print_tables(document)
         common.announce(self.out)
 
-    def _load(self) -> tuple[LogitsFn, list[Layer] | None, str, str, list[dict[str, Any]]]:
+    def _load(self) -> _Subject:
         if (self.model is None) == (self.checkpoint is None):
             raise ValueError("give either --model or --checkpoint")
         if self.checkpoint is not None:
             return self._checkpoint(self.checkpoint)
         assert self.model is not None
-        return users_model(self.model), None, self.model, self.data or "digits", []
+        logits_fn = users_model(self.model)
+        return _Subject(logits_fn, None, self.model, self.data or "digits", None, [])
 
-    def _checkpoint(self, folder: Path) -> tuple[LogitsFn, Any, str, str, list[dict[str, Any]]]:
+    def _checkpoint(self, folder: Path) -> _Subject:
         path = folder / "model.json"
         if not path.is_file():
-            raise ValueError(
-                f"--checkpoint must be a finished run of jaxrobust train; got {folder}"
-            )
+            raise ValueError(f"--checkpoint must be a run of jaxrobust train; got {folder}")
         try:
             described = json.loads(path.read_text())
             module = common.build(described["model"], described["num_classes"])
-        except (json.JSONDecodeError, KeyError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+            name = f"{described['model']} ({described['objective']})"
+            same = described["norm"] == self.norm
+            dataset, eps = described["data"], described["eps"] if same else None
+            lines = (folder / "metrics.jsonl").read_text().splitlines()
+            history = [json.loads(line) for line in lines]
+        except (json.JSONDecodeError, KeyError, OSError) as error:
+            raise ValueError(f"{folder} is damaged: {error}") from error
         params, _ = train.restore(folder)
         variables = {"params": jax.tree.map(jax.numpy.asarray, params)}
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        name = f"{described['model']} ({described['objective']})"
-        return (
+        return _Subject(
             jax.tree_util.Partial(module.apply, variables), common.explicit(module, variables),
-            name, self.data or described["data"], [json.loads(line) for line in lines],
+            name, self.data or dataset, eps, history,
         )  # fmt: skip
+
+
+class _Subject(NamedTuple):
+    """What is evaluated."""
+
+    logits_fn: LogitsFn
+    layers: list[Layer] | None
+    name: str
+    data: str
+    eps: float | None  # the radius it was trained for, in the norm asked about
+    history: list[dict[str, Any]]
 
 
 def users_model(spec: str) -> LogitsFn:

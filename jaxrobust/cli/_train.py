@@ -94,13 +94,15 @@ class Train:
         path = self.out / "model.json"
         if path.exists():
             check_same(self.out, json.loads(path.read_text()), description)
+        else:
+            self.out.mkdir(parents=True, exist_ok=True)
+            train.write_json(path, description)
         params = module.init(init_key, training.x[:1])["params"]
         fitted = train.fit(
             objective, params, optimizer, (training.x[:cut], training.y[:cut]), key=fit_key,
             num_epochs=self.num_epochs, batch_size=self.batch_size, validate=validate,
             directory=self.out, resume=self.resume, progress=progress,
         )  # fmt: skip
-        train.write_json(path, description)
         return fitted, module
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from jaxrobust.evaluation._report import DISTANCE_TOLERANCE
+from jaxrobust.evaluation._report import reach
 from jaxrobust.threat import Ball
 from jaxrobust.types import Attack, LogitsFn, Randomized, logits_of, per_example
 
@@ -80,7 +80,7 @@ def attack_program(votes: int, devices: tuple[Any, ...]) -> Callable[..., Judged
         legal = jnp.clip(x_adv, *ball.box)
         distance = jax.vmap(lambda ball, x, z: ball.distance(x, z))(ball, x, legal)
         image = jax.vmap(lambda ball, x, z: ball.project(x, z))(ball, x, legal)
-        within = distance <= ball.eps * (1 + DISTANCE_TOLERANCE) + 1e-7
+        within = distance <= reach(ball.eps)
         outside = ~finite | ~within | jnp.any((legal != x_adv).reshape(len(x), -1), -1)
 
         prediction = _predict(logits_fn, votes, image, judge_keys)

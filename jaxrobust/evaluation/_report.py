@@ -11,8 +11,13 @@ import numpy as np
 
 from jaxrobust.types import Finding
 
-DISTANCE_TOLERANCE = 1e-5
-"""Relative slack for the rounding of a float32 distance when it is compared with a radius."""
+
+def reach(eps: Any) -> Any:
+    """A radius with slack for the rounding of float32 images and distances.
+
+    1e-5 of it, and 1e-6 of a pixel's range: 1/4000 of a grey level.
+    """
+    return eps * (1 + 1e-5) + 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +116,8 @@ class Report:
         Args:
             eps: Radii at which to read the curve, in pixel units.
         """
-        reach = np.asarray(eps, np.float64)[..., None] * (1 + DISTANCE_TOLERANCE)
-        standing = self.examples["clean_correct"] & (self.examples["distance"] > reach)
+        radius = reach(np.asarray(eps, np.float64)[..., None])
+        standing = self.examples["clean_correct"] & (self.examples["distance"] > radius)
         return standing.mean(-1)
 
     def summary(self) -> dict[str, Any]:
