@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -13,7 +14,7 @@ import jax
 
 import jaxrobust as jr
 from experiments.madry_mnist.config import Config
-from experiments.madry_mnist.train import MODELS
+from experiments.madry_mnist.train import MODELS, final
 
 PUBLISHED = {"clean": 98.8, "FGSM": 95.6, "PGD-40": 93.2, "PGD-100 x5": None, "PGD-100 x20": 89.3}
 """Paper 001, Table 1 (MNIST, source A), of the adversarially trained network, in percent."""
@@ -31,12 +32,13 @@ def attacks() -> dict[str, Any]:
 
 def table(config: Config, folder: Path, results: Path, command: str) -> None:
     """Evaluate on the test set, once, and write results, figures and page."""
-    test = jr.data.load("mnist", f"test[:{config.num_test}]")
+    test = jr.data.load("mnist", config.test)
     model = jr.models.madry_cnn()
     ball = jr.Ball("linf", config.eps)
     entries, numbers = [], {}
     for which in MODELS:
-        params, _ = jr.train.restore(folder / which)
+        trained = final(which, config, folder)
+        params, _ = jr.train.restore(trained)
         params = jax.tree.map(jax.numpy.asarray, params)
         logits_fn = jax.tree_util.Partial(model.apply, {"params": params})
         report = jr.evaluate(
@@ -44,7 +46,7 @@ def table(config: Config, folder: Path, results: Path, command: str) -> None:
             key=jax.random.key(config.seed + 1), keep_images=64, progress=True,
             directory=folder / f"{which}-evaluation",
         )  # fmt: skip
-        lines = (folder / which / "metrics.jsonl").read_text().splitlines()
+        lines = (trained / "metrics.jsonl").read_text().splitlines()
         history = [json.loads(line) for line in lines]
         description = f"madry_cnn on MNIST, trained: {which}"
         reports = {f"linf {config.eps:g}": report}
@@ -64,7 +66,7 @@ def table(config: Config, folder: Path, results: Path, command: str) -> None:
     record = {
         "command": command,
         "commit": commit(),
-        "config": vars(config),
+        "config": dataclasses.asdict(config),
         "environment": jr.evaluation.environment(),
         "num_test": len(test.y),
         "published_percent": PUBLISHED,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import jaxrobust as jr
 from experiments.madry_mnist.config import HELD_OUT, Config
 
 MODELS = ("natural", "adversarial")
+REFINED = "adversarial-refined"
 
 
 def network(which: str, config: Config, folder: Path, *, resume: bool) -> PyTree:
@@ -27,17 +29,18 @@ def network(which: str, config: Config, folder: Path, *, resume: bool) -> PyTree
     forward = jr.objectives.from_module(model.apply)
     ball = jr.Ball("linf", config.eps)
     steps = len(train.y) // config.batch_size
+
+    def against(num_steps: int, step_size: float | None, schedule: Any = None) -> jr.Objective:
+        attack = functools.partial(jr.attacks.pgd, num_steps=num_steps, step_size=step_size)
+        return jr.objectives.madry(forward, attack, ball=ball, eps_schedule=schedule)
+
     if which == "natural":
         objective = jr.objectives.cross_entropy(forward)
         num_epochs = min(config.num_epochs, 5)
     else:
-        attack = functools.partial(
-            jr.attacks.pgd, num_steps=config.num_steps, step_size=config.step_size
-        )
         warmup = optax.linear_schedule(0.0, config.eps, config.warmup_epochs * steps)
-        objective = jr.objectives.madry(
-            forward, attack, ball=ball, eps_schedule=warmup if config.warmup_epochs else None
-        )
+        schedule = warmup if config.warmup_epochs else None
+        objective = against(config.num_steps, config.step_size, schedule)
         num_epochs = config.num_epochs
     rate = (
         optax.cosine_decay_schedule(config.learning_rate, num_epochs * steps)
@@ -57,9 +60,37 @@ def network(which: str, config: Config, folder: Path, *, resume: bool) -> PyTree
             robust.append(jnp.argmax(logits_fn(x_adv), -1) == y)
         return {"accuracy": float(np.mean(clean)), "pgd20_accuracy": float(np.mean(robust))}
 
-    fitted = jr.train.fit(
-        objective, model.init(init_key, train.x[:1])["params"], optax.adam(rate),
-        (train.x, train.y), key=fit_key, num_epochs=num_epochs, batch_size=config.batch_size,
-        validate=validate, directory=folder / which, resume=resume, progress=True,
-    )  # fmt: skip
-    return {"params": fitted.params}
+    fit = functools.partial(
+        jr.train.fit,
+        data=(train.x, train.y),
+        batch_size=config.batch_size,
+        validate=validate,
+        resume=resume,
+        progress=True,
+    )
+    params = fit(
+        objective,
+        model.init(init_key, train.x[:1])["params"],
+        optax.adam(rate),
+        key=fit_key,
+        num_epochs=num_epochs,
+        directory=folder / which,
+    ).params
+    if which == "adversarial" and config.refinement is not None:
+        second = config.refinement
+        rate = optax.cosine_decay_schedule(second.learning_rate, second.num_epochs * steps)
+        params = fit(
+            against(second.num_steps, second.step_size),
+            params,
+            optax.adam(rate),
+            key=jax.random.fold_in(fit_key, 1),
+            num_epochs=second.num_epochs,
+            directory=folder / REFINED,
+        ).params
+    return {"params": params}
+
+
+def final(which: str, config: Config, folder: Path) -> Path:
+    """The folder whose last checkpoint is the trained network."""
+    refined = which == "adversarial" and config.refinement is not None
+    return folder / (REFINED if refined else which)
