@@ -18,6 +18,8 @@ from jax.extend.core import Literal
 from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Array, Float, Key, PyTree
 
+from jaxrobust.checks import check_count, check_radius
+
 OneExample = Callable[[Array, Array], PyTree]
 Gradient = Callable[[OneExample], OneExample]
 
@@ -37,7 +39,6 @@ def exact(f: OneExample) -> OneExample:
     return f
 
 
-@functools.cache
 def eot(n: int) -> Gradient:
     """Expectation over transformation: the mean of f over n keys.
 
@@ -49,8 +50,12 @@ def eot(n: int) -> Gradient:
     >>> eot(2)(lambda x, key: x)(jnp.ones(3), jax.random.key(0))
     Array([1., 1., 1.], dtype=float32)
     """
-    _check_count("n", n)
+    check_count(n, "n")
+    return _eot(int(n))
 
+
+@functools.cache  # one object for each n, so that nothing is retraced
+def _eot(n: int) -> Gradient:
     def gradient(f: OneExample) -> OneExample:
         def mean(x: Array, key: Array) -> PyTree:
             outputs = jax.vmap(f, (None, 0))(x, jax.random.split(key, n))
@@ -61,7 +66,6 @@ def eot(n: int) -> Gradient:
     return gradient
 
 
-@functools.cache
 def smoothed(sigma: float, n: int, fresh: bool = True) -> Gradient:
     """The mean of f over n Gaussian perturbations of the input: the second-order attack's gradient.
 
@@ -78,10 +82,13 @@ def smoothed(sigma: float, n: int, fresh: bool = True) -> Gradient:
     >>> f(jnp.zeros(3), jax.random.key(0)).shape
     ()
     """
-    _check_count("n", n)
-    if not sigma >= 0:
-        raise ValueError(f"sigma must be at least 0; got {sigma}")
+    check_count(n, "n")
+    check_radius(sigma, "sigma")
+    return _smoothed(float(sigma), int(n), bool(fresh))
 
+
+@functools.cache
+def _smoothed(sigma: float, n: int, fresh: bool) -> Gradient:
     def gradient(f: OneExample) -> OneExample:
         def mean(x: Array, key: Array) -> PyTree:
             def one(key: Array) -> PyTree:
@@ -199,8 +206,3 @@ def _convolution(lhs: Array, rhs: Array, *, dimension_numbers: Any, **params: An
     for source, target in enumerate(positions):
         inverse[target] = source
     return jnp.transpose(out, inverse)
-
-
-def _check_count(name: str, value: int) -> None:
-    if not (isinstance(value, int) and value >= 1):
-        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")

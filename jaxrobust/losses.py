@@ -25,7 +25,12 @@ def cross_entropy(outputs: PyTree, y: Int[Array, ""]) -> Float[Array, ""]:
     0.693147...
     """
     logits = logits_of(outputs)
-    return jax.nn.logsumexp(logits) - logits[y]
+    return jax.nn.logsumexp(logits) - _of_class(logits, y)
+
+
+def _of_class(logits: Array, y: Array) -> Array:
+    """Logit of a class; NaN, not some other class, where the label is out of range."""
+    return logits.at[y].get(mode="fill", fill_value=jnp.nan)
 
 
 def margin(outputs: PyTree, y: Int[Array, ""]) -> Float[Array, ""]:
@@ -38,7 +43,7 @@ def margin(outputs: PyTree, y: Int[Array, ""]) -> Float[Array, ""]:
     """
     logits = logits_of(outputs)
     others = jnp.where(jnp.arange(logits.size) == y, -jnp.inf, logits)
-    return jnp.max(others) - logits[y]
+    return jnp.max(others) - _of_class(logits, y)
 
 
 def hinge(outputs: PyTree, y: Int[Array, ""]) -> Float[Array, ""]:
@@ -72,11 +77,11 @@ def success(loss: Loss, outputs: PyTree, y: Any) -> Array:
     """Whether an attack with this loss has reached its aim at these outputs of one example.
 
     Untargeted: the predicted class is not `y`; targeted: it is. Ties go to the lower class index,
-    as in `argmax`; logits that are not finite predict nothing.
+    as in `argmax`; logits with NaN or +inf predict nothing.
 
     >>> bool(success(cross_entropy, jnp.array([3.0, 1.0]), jnp.array(1)))
     True
     """
     logits = logits_of(outputs)
-    hit = jnp.all(jnp.isfinite(logits)) & (jnp.argmax(logits) == y)
+    hit = jnp.all(logits < jnp.inf) & (jnp.argmax(logits) == y)
     return hit if isinstance(loss, targeted) else ~hit

@@ -22,6 +22,10 @@ class Box(NamedTuple):
     high: float = 1.0
 
 
+UNIT_BOX = Box()
+"""Pixels in [0, 1]."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Ball:
@@ -44,7 +48,7 @@ class Ball:
 
     norm: Literal["linf", "l2", "l1"] = dataclasses.field(metadata={"static": True})
     eps: Any  # a float or an Array, but unflattening passes placeholders
-    box: Box = dataclasses.field(default=Box(), metadata={"static": True})
+    box: Box = dataclasses.field(default=UNIT_BOX, metadata={"static": True})
 
     def __post_init__(self) -> None:
         # eps is not looked at here: unflattening runs this with placeholders.
@@ -72,7 +76,8 @@ class Ball:
             scale = jnp.where(inside, 1.0, self.eps / jnp.where(inside, 1.0, length))
             return jnp.clip(x + scale * delta, low, high)
         room = jnp.where(delta > 0, high - x, x - low)
-        return x + jnp.sign(delta) * _shrink_to_sum(jnp.abs(delta), room, self.eps)
+        moved = x + jnp.sign(delta) * _shrink_to_sum(jnp.abs(delta), room, self.eps)
+        return jnp.clip(moved, low, high)  # for rounding
 
     def sample(self, x: Float[Array, "*d"], key: Key[Array, ""]) -> Float[Array, "*d"]:
         """Draw uniformly from the ball around `x`, then clip to the box."""
@@ -109,7 +114,7 @@ class Ball:
         spent_before = jnp.cumsum(room[order]) - room[order]
         moved = jnp.clip(size - spent_before, 0.0, room[order])
         amount = jnp.zeros_like(room).at[order].set(moved).reshape(x.shape)
-        return x + jnp.sign(gradient) * amount
+        return jnp.clip(x + jnp.sign(gradient) * amount, low, high)  # for rounding
 
 
 def norm(delta: Float[Array, "*d"], which: str) -> Float[Array, ""]:

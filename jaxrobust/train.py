@@ -16,8 +16,9 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from jaxrobust import checks
-from jaxrobust.threat import Box
-from jaxrobust.types import Batch, Images, Labels, Objective
+from jaxrobust.identity import digest
+from jaxrobust.threat import UNIT_BOX, Box
+from jaxrobust.types import Batch, Images, Labels, Objective, row_keys
 
 LOG_EVERY = 50
 """Steps between two lines of metrics, at which NaNs are looked for and checkpoints written."""
@@ -65,6 +66,7 @@ def fit(
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
     progress: bool = False,
+    box: Box = UNIT_BOX,
 ) -> Fit:
     """Minimise an objective by stochastic gradient descent.
 
@@ -77,7 +79,7 @@ def fit(
         objective: The training method.
         params: Initial parameters.
         optimizer: An optax transformation, its learning-rate schedule included.
-        data: `(x, y)`: images `(n, *dims)` in [0, 1] and integer labels `(n,)`, on the host.
+        data: `(x, y)`: images `(n, *dims)` in the box and integer labels `(n,)`, on the host.
         key: Typed key of the whole run.
         num_epochs: Passes over the data.
         batch_size: Rows a step.
@@ -87,6 +89,7 @@ def fit(
         resume: Go on from the directory's last checkpoint, if it has one.
         checkpoint_seconds: Least time between two checkpoints inside an epoch.
         progress: Show a progress bar.
+        box: Legal pixel values.
 
     Returns:
         The trained parameters and states, and the metrics.
@@ -94,15 +97,19 @@ def fit(
     Raises:
         ValueError: For data, counts or a key that cannot be meant; for a directory that holds a
             run which is not to be resumed, or that belongs to another model or another run.
-        FloatingPointError: As soon as a metric is not finite, with its name and step.
+        FloatingPointError: As soon as a metric or a parameter is not finite, with its name and
+            step; a label beyond the model's classes shows as a loss of NaN.
     """
     x, y = data
-    checks.check_images(x, Box(), "data[0]")
+    checks.check_images(x, box, "data[0]")
     checks.check_labels(y, x.shape[0], name="data[1]")
     checks.check_count(num_epochs, "num_epochs")
     checks.check_count(batch_size, "batch_size")
     if batch_size > x.shape[0]:
         raise ValueError(f"batch_size must be at most the {x.shape[0]} examples; got {batch_size}")
+    row_keys(key, 1)
+    if key.ndim:
+        raise ValueError(f"key must be a single key for fit; got shape {key.shape}")
     steps_per_epoch = x.shape[0] // batch_size
     total = num_epochs * steps_per_epoch
     init_key, shuffle_key, step_key = (jax.random.fold_in(key, i) for i in range(3))
@@ -114,7 +121,7 @@ def fit(
         jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params),
         objective.init(params, init_key),
     )  # fmt: skip
-    run = _Run(directory, resume, state, key, x.shape[0], batch_size)
+    run = _Run(directory, resume, state, key, data, batch_size)
     state, metrics = run.restore(state)
 
     @jax.jit
@@ -149,7 +156,9 @@ def fit(
             ends_epoch = position + 1 == steps_per_epoch
             if not (ends_epoch or step % LOG_EVERY == 0):
                 continue
-            metrics.append(run.log(epoch, step, _means(pending, step)))
+            means = _means(pending, step)
+            _check_params(state.params, step)
+            metrics.append(run.log(epoch, step, means))
             advance(len(pending), metrics[-1])
             pending.clear()
             if ends_epoch and validate is not None:
@@ -178,10 +187,13 @@ def restore(directory: str | Path) -> tuple[PyTree, PyTree]:
     if not path.is_dir():
         raise ValueError(f"directory must hold a run of fit; {directory} has no checkpoints")
     with ocp.CheckpointManager(path) as manager:
-        if manager.latest_step() is None:
-            raise ValueError(f"{directory} holds no finished checkpoint")
-        stored: Any = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore())
-    return stored["params"], stored.get("model_state") or {}
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                stored: Any = manager.restore(step, args=ocp.args.StandardRestore())
+                return stored["params"], stored.get("model_state") or {}
+            except Exception:  # a damaged checkpoint, in whichever way: the one before it will do
+                continue
+    raise ValueError(f"{directory} holds no checkpoint that is whole")
 
 
 def _means(pending: list[dict[str, Array]], step: int) -> dict[str, float]:
@@ -197,6 +209,21 @@ def _means(pending: list[dict[str, Array]], step: int) -> dict[str, float]:
     return {name: float(np.mean([m[name] for m in values])) for name in values[0]}
 
 
+@jax.jit
+def _all_finite(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), tree)
+
+
+def _check_params(params: PyTree, step: int) -> None:
+    """Stop before a checkpoint is written of parameters that are not finite."""
+    for path, finite in jax.tree_util.tree_leaves_with_path(jax.device_get(_all_finite(params))):
+        if not finite:
+            raise FloatingPointError(
+                f"parameter {jax.tree_util.keystr(path)} is not finite after step {step}; the last "
+                "checkpoint is from before it"
+            )
+
+
 class _Run:
     """The files of a run, or nothing at all where there is no directory."""
 
@@ -206,7 +233,7 @@ class _Run:
         resume: bool,
         state: TrainState,
         key: Array,
-        num_examples: int,
+        data: tuple[Any, Any],
         batch_size: int,
     ) -> None:
         self.manager: Any = None
@@ -221,7 +248,8 @@ class _Run:
         self.lines = folder / "metrics.jsonl"
         identity = {
             "key": np.asarray(jax.random.key_data(key)).tolist(),
-            "num_examples": num_examples,
+            "num_examples": len(data[1]),
+            "data": digest(list(data)),
             "batch_size": batch_size,
             "state": _shapes(state),
         }
@@ -232,7 +260,7 @@ class _Run:
                 raise ValueError(
                     f"directory {directory} already holds a run; resume it or choose another"
                 )
-            stored = json.loads(path.read_text())
+            stored = read_json(path)
             for name, ours in identity.items():
                 if stored.get(name) != ours:
                     raise ValueError(_mismatch(directory, name, stored.get(name), ours))
@@ -245,21 +273,29 @@ class _Run:
         """The last checkpoint, and the metrics logged up to it."""
         if self.manager is None:
             return state, []
-        last = self.manager.latest_step()
-        if last is not None:
-            abstract = jax.tree.map(ocp_abstract, state)
-            state = self.manager.restore(last, args=self.ocp.args.StandardRestore(abstract))
+        last = None
+        abstract = jax.tree.map(ocp_abstract, state)
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            try:
+                args = self.ocp.args.StandardRestore(abstract)
+                state = self.manager.restore(step, args=args)
+                last = step
+                break
+            except Exception:  # a damaged checkpoint, in whichever way: the one before it will do
+                self.manager.delete(step)
         # Lines after the checkpoint, and a half-written last one, will be written again.
         kept = []
         for line in self.lines.read_text().splitlines() if self.lines.exists() else []:
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            if entry["step"] > (last or 0):
+                if entry["step"] > (last or 0):
+                    break
+            except (json.JSONDecodeError, KeyError, TypeError):
                 break
             kept.append(entry)
-        self.lines.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        partial = self.lines.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        partial.replace(self.lines)
         return state, kept
 
     def log(self, epoch: int, step: int, values: dict[str, Any]) -> dict[str, Any]:
@@ -292,6 +328,18 @@ def write_json(path: Path, content: Any) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run.
+
+    Raises:
+        ValueError: If it is damaged; names it.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _shapes(tree: PyTree) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -55,11 +56,19 @@ class Randomized:
 def as_partial(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Make a callable legal as a jit argument: pytrees pass, plain functions become static.
 
+    A function that is no pytree is compiled with whatever it closes over, once: it must not change.
+
     >>> as_partial(len)([1, 2])
     2
     """
     if isinstance(fn, (jax.tree_util.Partial, Randomized)):
         return fn
+    if any(base.__module__.startswith("flax.nnx") for base in inspect.getmro(type(fn))):
+        raise ValueError(
+            "logits_fn must not be a mutable nnx.Module, whose weights a compiled program would "
+            "keep: split it (graph, state = nnx.split(module)) and pass jax.tree_util.Partial("
+            "lambda state, x: nnx.merge(graph, state)(x), state)"
+        )
     return jax.tree_util.Partial(fn)
 
 
@@ -118,6 +127,11 @@ def row_keys(key: Array, num_rows: int) -> Array:
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         came = type(key).__name__ if not hasattr(key, "dtype") else f"an array of {key.dtype}"
         raise ValueError(f"key must be a typed key, as made by jax.random.key(seed); got {came}")
+    if "rbg" in str(jax.random.key_impl(key)):
+        raise ValueError(
+            "key must be of the default threefry kind: under vmap, draws of an rbg key depend on "
+            "the other rows of the batch"
+        )
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_rows))
     if key.shape != (num_rows,):

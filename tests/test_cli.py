@@ -23,6 +23,12 @@ def scaled():
 
 def wrong():
     return 3
+
+def needy(weights):
+    return logits
+
+def narrow():
+    return lambda x: x.reshape(-1, 5) @ jnp.ones((5, 10))
 """
 
 
@@ -86,6 +92,12 @@ def test_train_resume_evaluate_report(trained):
     page = trained / "page" / "index.html"
     first = page.read_bytes()
     page.unlink()
+    other = jaxrobust(
+        "train", "--out", "run", "--num-epochs", 3, "--num-steps", 2, "--resume",
+        "--learning-rate", 0.1, cwd=trained,
+    )  # fmt: skip
+    assert other.returncode == 2
+    assert "learning_rate" in other.stderr
     again = jaxrobust("report", "page", cwd=trained)
     assert again.returncode == 0, again.stderr
     assert page.read_bytes() == first
@@ -116,6 +128,11 @@ def test_evaluate_the_users_own_model(tmp_path, function):
         (("evaluate", "--model", "mine:good", "--split", "nope"), "split"),
         (("evaluate", "--checkpoint", "nowhere"), "jaxrobust train"),
         (("report", "nowhere"), "nowhere"),
+        (("evaluate", "--model", "mine:needy"), "raised TypeError"),
+        (("evaluate", "--model", "mine:narrow"), "cannot take images"),
+        (("evaluate", "--model", "mine:good", "--num-examples", "-3"), "--num-examples"),
+        (("demo", "--num-epochs", "0"), "num_epochs"),
+        (("demo", "--out", "mine.py"), "mine.py"),
         (("train", "--out", "x", "--batch-size", "9999"), "batch_size"),
     ],
 )

@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from contracts import images, problem
 from scipy.stats import beta
@@ -126,7 +126,7 @@ def test_attacks_are_not_believed(case):
 
     report = run(logits_fn, x, y, attacks={"far": far, "broken": broken}, keep_images=50)
     assert {f.name for f in report.findings} == {
-        "outside the ball: far", "outside the ball: broken",
+        "outside the ball: far", "attack failed: broken",
     }  # fmt: skip
     moved = np.abs(report.images["adversarial"] - report.images["clean"])
     assert moved.max() <= 0.15 + 1e-6
@@ -171,19 +171,91 @@ def test_counts_of_gradients_and_forwards(case):
 
 def test_one_trace_for_all_evaluations_of_one_shape():
     _, layers, x, y = problem(3, batch=20)
+    batches = []
 
-    @chex.assert_max_traces(n=1)
-    def traced(logits_fn, x, y, *, key, ball):
+    def attack(logits_fn, x, y, *, key, ball):
+        batches.append(len(x))
         return jr.attacks.fgsm(logits_fn, x, y, key=key, ball=ball)
 
-    def attack(logits_fn, x, y, *, key, ball):  # count the full batches, not the cost's one row
-        return traced(logits_fn, x, y, key=key, ball=ball) if len(x) > 1 else x
-
-    attacks = {"fgsm": attack}
-    for scale in (1.0, 0.5):
+    for scale in (1.0, 0.5, 2.0):
         weights = jax.tree.map(lambda w, s=scale: jnp.asarray(w) * s, layers)
         logits_fn = jax.tree_util.Partial(jr.layers.apply, weights)
-        run(logits_fn, x, y, attacks=attacks)
+        run(logits_fn, x, y, attacks={"fgsm": attack})
+    # The batch on each device once, and one row once for the count of gradients.
+    assert sorted(batches) == [1, 4]
+
+
+def test_attacks_that_differ_in_a_pinned_radius_share_a_program(case):
+    logits_fn, _, x, y = case
+    traces = []
+
+    def attack(logits_fn, x, y, *, key, ball):
+        traces.append(len(x))
+        return jr.attacks.fgsm(logits_fn, x, y, key=key, ball=ball)
+
+    pinned = {f"{eps}": jr.attacks.at_eps(attack, eps) for eps in (0.01, 0.03, 0.1)}
+    report = run(logits_fn, x, y, attacks=pinned)
+    assert sum(length > 1 for length in traces) == 1
+    found = [np.nanmax(report.examples[f"distance/{name}"]) for name in pinned]
+    np.testing.assert_allclose(found, [0.01, 0.03, 0.1], rtol=1e-4)
+
+
+def test_weights_committed_to_one_device(case):
+    logits_fn, _, x, y = case
+    committed = jax.device_put(logits_fn, jax.devices()[2])
+    assert run(committed, x, y).robust_accuracy == run(logits_fn, x, y).robust_accuracy
+
+
+def test_float32_at_other_batch_sizes_agrees_in_success():
+    """Rounding at other compiled shapes can flip single sign steps, but hardly an outcome."""
+    data = jr.data.load("digits", "test")
+    model = jr.models.small_cnn()
+    params = model.init(jax.random.key(0), data.x[:1])["params"]
+    forward = jr.objectives.from_module(model.apply)
+    train = jr.data.load("digits", "train")
+    fitted = jr.train.fit(
+        jr.objectives.cross_entropy(forward), params, optax.adam(3e-3), (train.x, train.y),
+        key=KEY, num_epochs=4, batch_size=64,
+    )  # fmt: skip
+    logits_fn = jax.tree_util.Partial(model.apply, {"params": fitted.params})
+    ball = jr.Ball("linf", 0.06)
+    one, other = (
+        run(logits_fn, data.x, data.y, ball=ball, attacks={"pgd": PGD}, batch_size=size)
+        for size in (100, 37)
+    )
+    assert 0.2 < one.robust_accuracy < 0.9
+    assert (one.examples["robust"] == other.examples["robust"]).mean() >= 0.995
+    assert abs(one.robust_accuracy - other.robust_accuracy) <= 0.003
+
+
+def test_a_gradient_that_is_not_finite_is_reported_as_such(case):
+    logits_fn, _, x, y = case
+
+    def masked(x):  # the norm of zero has no gradient
+        return logits_fn(x) + 0 * jnp.linalg.norm(x * 0, axis=-1, keepdims=True)
+
+    report = run(masked, x, y, attacks={"pgd": PGD})
+    (finding,) = report.findings
+    assert finding.name == "attack failed: pgd"
+    assert finding.value == report.attacks["pgd"].rows
+    assert "gradient" in finding.meaning
+
+
+def test_a_class_may_be_ruled_out_by_minus_infinity(case):
+    logits_fn, _, x, y = case
+
+    def without_last(x):
+        return jnp.concatenate([logits_fn(x), jnp.full((len(x), 1), -jnp.inf)], -1)
+
+    assert run(without_last, x, y).robust_accuracy == run(logits_fn, x, y).robust_accuracy
+
+
+def test_certificates_alone(case):
+    logits_fn, layers, x, y = case
+    bounds = {"interval": jr.certify.on_layers(jr.certify.interval, layers)}
+    report = run(logits_fn, x, y, attacks={}, ball=jr.Ball("linf", 0.01), certificates=bounds)
+    assert 0 < report.certified_accuracy["interval"] <= report.robust_accuracy
+    assert report.robust_accuracy == report.clean_accuracy
 
 
 def test_randomised_models_are_judged_with_votes():
@@ -277,12 +349,30 @@ def test_a_killed_evaluation_ends_with_identical_results(case, tmp_path):
     files[1].write_bytes(b"")
     repaired = run(logits_fn, x, y, directory=tmp_path, **options)
     assert repaired.robust_accuracy == straight.robust_accuracy
-    for change in ({"key": jax.random.key(1)}, {"ball": jr.Ball("linf", 0.1)}, {"batch_size": 2}):
+    inside = x.copy()
+    inside[20] = 1 - inside[20]
+    weaker = ATTACKS | {"pgd": functools.partial(jr.attacks.pgd, num_steps=2)}
+    other_layers = {"interval": jr.certify.on_layers(jr.certify.interval, layers[:-1] * 1)}
+    for change in (
+        {"key": jax.random.key(1)}, {"ball": jr.Ball("linf", 0.1)}, {"batch_size": 2},
+        {"ball": jr.Ball("linf", 0.15, jr.Box(-1.0, 1.0))}, {"attacks": weaker},
+        {"certificates": other_layers},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="another evaluation"):
             run(logits_fn, x, y, directory=tmp_path, **{**options, **change})
     other = jax.tree.map(lambda w: w * 2, logits_fn)
     with pytest.raises(ValueError, match="its model is"):
         run(other, x, y, directory=tmp_path, **options)
+    with pytest.raises(ValueError, match="its model is"):  # weights out of sight, in a closure
+        run(lambda x: logits_fn(x), x, y, directory=tmp_path, **options)
+    with pytest.raises(ValueError, match="its images is"):
+        run(logits_fn, inside, y, directory=tmp_path, **options)
+
+
+def test_an_attack_may_be_called_as_a_stage_is(case, tmp_path):
+    logits_fn, _, x, y = case
+    report = run(logits_fn, x, y, attacks={"clean": jr.attacks.fgsm}, directory=tmp_path)
+    assert report.accuracy_after["clean"] < report.clean_accuracy
 
 
 def test_memory_mapped_data_and_save(case, tmp_path):
@@ -308,6 +398,8 @@ def test_memory_mapped_data_and_save(case, tmp_path):
         ({"y": np.zeros((50, 3), np.int32)}, "one-hot"),
         ({"y": np.zeros(49, np.int32)}, "one label for each"),
         ({"attacks": {}}, "attacks must be"),
+        ({"x": np.zeros((50, 6), np.float16)}, "float32 or float64"),
+        ({"key": jax.random.key(0, impl="rbg")}, "threefry"),
         ({"key": 0}, "typed key"),
         ({"key": jax.random.split(KEY, 50)}, "single key"),
         ({"batch_size": 0}, "batch_size"),

@@ -102,6 +102,16 @@ def test_nnx_models_pass_as_callables():
     assert report.robust_accuracy < report.clean_accuracy == 1.0
 
 
+@pytest.mark.usefixtures("untyped")
+def test_mutable_nnx_modules_are_refused():
+    module = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+    x = np.zeros((2, 6), np.float32)
+    with pytest.raises(ValueError, match=r"nnx\.split"):
+        jr.attacks.fgsm(
+            module, x, np.zeros(2, np.int32), key=jax.random.key(0), ball=jr.Ball("linf", 0.1)
+        )
+
+
 def test_a_model_may_return_more_than_logits():
     def model(x):
         hidden = jnp.tanh(x)

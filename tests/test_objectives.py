@@ -117,7 +117,8 @@ def test_sums_thread_the_model_state_and_give_each_its_own_key(case):
         keys.append(jax.random.key_data(key))
         return x
 
-    both = objectives.add(*[objectives.madry(counting, attack, ball=BALL)] * 2)
+    robust = objectives.madry(counting, attack, ball=BALL, eval_forward=counting)
+    both = objectives.add(robust, robust)
     out, _ = both.value_and_grad(params, {"calls": 0}, both.init(params, KEY), batch, key=KEY)
     assert out.model_state == {"calls": 2}
     assert not np.array_equal(*keys)
@@ -126,3 +127,25 @@ def test_sums_thread_the_model_state_and_give_each_its_own_key(case):
 def test_an_empty_sum_is_refused():
     with pytest.raises(ValueError, match="at least one objective"):
         objectives.add()
+
+
+def test_the_attack_sees_a_model_with_a_state_in_evaluation_mode(case):
+    """In training mode a batch of one is its own mean, and has no gradient."""
+    params, batch = case
+
+    def train_mode(params, model_state, x):
+        mean = x.mean(0)
+        return forward(params, {}, x - mean)[0], {"mean": mean}
+
+    def eval_mode(params, model_state, x):
+        return forward(params, {}, x - model_state["mean"])[0], model_state
+
+    attack = functools.partial(jr.attacks.fgsm)
+    state = {"mean": batch.x.mean(0)}
+    blind = objectives.madry(train_mode, attack, ball=BALL)
+    with pytest.raises(ValueError, match="eval_forward"):
+        blind.value_and_grad(params, state, blind.init(params, KEY), batch, key=KEY)
+    seeing = objectives.madry(train_mode, attack, ball=BALL, eval_forward=eval_mode)
+    out, _ = seeing.value_and_grad(params, state, seeing.init(params, KEY), batch, key=KEY)
+    clean = objectives.cross_entropy(train_mode)
+    assert float(out.loss) > float(clean.value_and_grad(params, state, (), batch, key=KEY)[0].loss)

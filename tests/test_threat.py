@@ -123,3 +123,17 @@ def test_ball_is_a_pytree_whose_eps_is_traced():
         jnp.array([0.1, 0.2])
     )
     np.testing.assert_allclose(swept[:, 0], [0.1, 0.2])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_rounding_never_leaves_an_odd_box(norm):
+    ball = jr.Ball(norm, 3.0, jr.Box(-2.1179, 2.64))
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-2.1179, 2.64, size=(300, 3)).astype(np.float32)
+    gradient = rng.normal(size=x.shape).astype(np.float32)
+    low, high = np.float32(-2.1179), np.float32(2.64)
+    stepped = jax.vmap(lambda x, g: ball.project(x, ball.step(x, g, 2.0)))(x, gradient)
+    projected = jax.vmap(ball.project)(x, x + 5 * gradient)
+    for points in (stepped, projected):
+        assert np.asarray(points).min() >= low
+        assert np.asarray(points).max() <= high

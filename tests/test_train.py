@@ -142,6 +142,8 @@ def test_resume_refuses_what_does_not_belong(tmp_path):
         fit(x, y, params, objective, directory=tmp_path, resume=True, batch_size=16)
     with pytest.raises(ValueError, match="key"):
         fit(x, y, params, objective, directory=tmp_path, resume=True, key=jax.random.key(6))
+    with pytest.raises(ValueError, match="data"):
+        fit(1 - x, y, params, objective, directory=tmp_path, resume=True)
     with pytest.raises(ValueError, match="no checkpoints"):
         jr.train.restore(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="needs the directory"):
@@ -164,6 +166,35 @@ def test_nan_is_reported_with_its_step_and_metric(tmp_path):
     assert steps == [3]
 
 
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
+    x, y, params, objective = small()
+
+    def value_and_grad(params, model_state, state, batch, *, key):
+        out, grads = objective.value_and_grad(params, model_state, (), batch, key=key)
+        bad = jnp.where(state == 5, jnp.nan, 0.0)  # the last step of the second epoch
+        return out._replace(state=state + 1), jax.tree.map(lambda g: g + bad, grads)
+
+    failing = jr.Objective(lambda params, key: jnp.zeros((), jnp.int32), value_and_grad)
+    with pytest.raises(FloatingPointError, match=r"'w'.*after step 6"):
+        fit(x, y, params, failing, directory=tmp_path)
+    assert np.isfinite(jr.train.restore(tmp_path)[0]["w"]).all()
+
+
+def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(tmp_path):
+    x, y, params, objective = small()
+    done = fit(x, y, params, objective, directory=tmp_path)
+    newest = max((tmp_path / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
+    for file in newest.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:7])
+    assert np.isfinite(jr.train.restore(tmp_path)[0]["w"]).all()
+    again = fit(x, y, params, objective, directory=tmp_path, resume=True)
+    np.testing.assert_array_equal(again.params["w"], done.params["w"])
+    (tmp_path / "run.json").write_text('{"half')
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        fit(x, y, params, objective, directory=tmp_path, resume=True)
+
+
 @pytest.mark.usefixtures("untyped")
 def test_wrong_input_is_refused():
     x, y, params, objective = small()
@@ -175,3 +206,9 @@ def test_wrong_input_is_refused():
         fit(x * 255, y, params, objective)
     with pytest.raises(ValueError, match="one label for each"):
         fit(x, y[:5], params, objective)
+    for key in (0, None, np.zeros(2, np.uint32), jax.random.PRNGKey(0)):
+        with pytest.raises(ValueError, match="typed key"):
+            fit(x, y, params, objective, key=key)
+    with pytest.raises(FloatingPointError, match="loss is nan"):
+        fit(x, y + 1, params, objective)  # a class that the model does not have
+    fit(2 * x - 1, y, params, objective, box=jr.Box(-1.0, 1.0))

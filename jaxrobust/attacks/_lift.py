@@ -96,7 +96,7 @@ def check_call(logits_fn: LogitsFn, x: Any, y: Any, key: Any, ball: Any) -> Any:
     checks.check_ball(ball, num_rows)
     keys = row_keys(key, num_rows)
     model = jax.vmap(per_example(logits_fn))
-    outputs = jax.eval_shape(model, jax.ShapeDtypeStruct(x.shape, x.dtype), keys)
+    outputs = jax.eval_shape(model, jnp.asarray(x), keys)
     num_classes = checks.check_logits(logits_of(outputs), num_rows)
     checks.check_labels(y, num_rows, num_classes)
     return keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -67,6 +68,7 @@ def curve(
     logits_fn: LogitsFn,
     layers: Sequence[Layer] | None,
     test: data.Dataset,
+    main: evaluation.Report,
     ball: Ball,
     key: Any,
     *,
@@ -75,7 +77,8 @@ def curve(
 ) -> report.Curve:
     """Accuracy against eps: PGD at rising radii above, certificates below.
 
-    An example broken at one radius is broken at every larger one, so only survivors go on.
+    An example broken at one radius is broken at every larger one, so only survivors go on. What
+    the main evaluation broke counts as well.
     """
     radii = [float(ball.eps * share) for share in (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)]
     pgd = functools.partial(attacks.pgd, num_steps=num_steps)
@@ -84,6 +87,8 @@ def curve(
     found = evaluation.evaluate(
         logits_fn, (test.x, test.y), attacks=pinned, ball=widest, key=key, **options
     )
+    nearest = np.minimum(found.examples["distance"], main.examples["distance"])
+    found = dataclasses.replace(found, examples=found.examples | {"distance": nearest})
     grid = [0.0, *radii]
     certified: dict[str, list[float]] = {}
     if layers is not None:

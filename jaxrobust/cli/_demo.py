@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from jaxrobust import certify, data, evaluation, report
+from jaxrobust.checks import check_count
 from jaxrobust.cli import _common as common
 from jaxrobust.cli._common import ModelName
 from jaxrobust.cli._train import Train
@@ -41,6 +42,7 @@ class Demo:
 
     def run(self) -> None:
         """Train, attack, bound, report."""
+        check_count(self.num_examples, "--num-examples")
         settings = dataclasses.asdict(self) | {"out": ""}
         work = self.out / f"unfinished-{common.fingerprint(settings)}"
         test = data.load(self.data, "test")
@@ -74,7 +76,8 @@ class Demo:
             "linf": Ball("linf", self._eps("linf", self.eps_linf)),
             "l2": Ball("l2", self._eps("l2", self.eps_l2)),
         }
-        num_epochs = self.num_epochs or (40 if self.data == "digits" else 5)
+        epochs = 40 if self.data == "digits" else 5
+        num_epochs = epochs if self.num_epochs is None else self.num_epochs
         folder = work / name
         trainer = Train(
             out=folder / "training", data=self.data, model=self.model,
@@ -99,7 +102,8 @@ class Demo:
                 directory=folder / norm,
             )  # fmt: skip
             curves[norm] = common.curve(
-                logits_fn, layers, test, ball, key, num_steps=20, progress=True,
+                logits_fn, layers, test, reports[f"{norm} {ball.eps:g}"], ball, key, num_steps=20,
+                progress=True,
                 directory=folder / f"{norm}-curve",
             )  # fmt: skip
         how = (

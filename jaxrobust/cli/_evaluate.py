@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxrobust import certify, data, evaluation, report, train
+from jaxrobust.checks import check_count
 from jaxrobust.cli import _common as common
 from jaxrobust.cli._common import NormName
 from jaxrobust.layers import Layer
 from jaxrobust.threat import Ball
-from jaxrobust.types import LogitsFn, Randomized, as_partial
+from jaxrobust.types import LogitsFn, Randomized, as_partial, per_example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +57,12 @@ class Evaluate:
 
     def run(self) -> None:
         """Evaluate and report."""
+        check_count(self.num_examples, "--num-examples")
         subject = self._load()
         logits_fn, layers, dataset = subject.logits_fn, subject.layers, subject.data
         test = data.load(dataset, self.split)
         test = test._replace(x=test.x[: self.num_examples], y=test.y[: self.num_examples])
+        fits(subject, test.x[:1])
         known = subject.eps if self.eps is None else self.eps
         eps = common.default_eps(dataset, self.norm) if known is None else known
         ball = Ball(self.norm, eps)
@@ -76,7 +79,7 @@ class Evaluate:
             directory=work / "threat", **options,
         )  # fmt: skip
         curve = common.curve(
-            logits_fn, layers, test, ball, key, num_steps=self.num_steps,
+            logits_fn, layers, test, found, ball, key, num_steps=self.num_steps,
             directory=work / "curve", **options,
         )  # fmt: skip
         description = f"evaluated on {len(test.y)} images of {dataset} ({self.split})"
@@ -112,7 +115,7 @@ class Evaluate:
             described = json.loads(path.read_text())
             module = common.build(described["model"], described["num_classes"])
             name = f"{described['model']} ({described['objective']})"
-            same = described["norm"] == self.norm
+            same, shape = described["norm"] == self.norm, described["image_shape"]
             dataset, eps = described["data"], described["eps"] if same else None
             lines = (folder / "metrics.jsonl").read_text().splitlines()
             history = [json.loads(line) for line in lines]
@@ -122,7 +125,7 @@ class Evaluate:
         variables = {"params": jax.tree.map(jax.numpy.asarray, params)}
         return _Subject(
             jax.tree_util.Partial(module.apply, variables), common.explicit(module, variables),
-            name, self.data or dataset, eps, history,
+            name, self.data or dataset, eps, history, shape,
         )  # fmt: skip
 
 
@@ -135,6 +138,21 @@ class _Subject(NamedTuple):
     data: str
     eps: float | None  # the radius it was trained for, in the norm asked about
     history: list[dict[str, Any]]
+    image_shape: list[int] | None = None
+
+
+def fits(subject: _Subject, x: Any) -> None:
+    """Refuse a model that cannot take these images."""
+    expected = subject.image_shape
+    if expected is not None and tuple(expected) != x.shape[1:]:
+        raise ValueError(f"{subject.name} takes images of shape {expected}; got {x.shape[1:]}")
+    try:
+        jax.eval_shape(per_example(subject.logits_fn), jax.numpy.asarray(x[0]), jax.random.key(0))
+    except Exception as error:  # whatever the user's own code raises
+        raise ValueError(
+            f"{subject.name} cannot take images of shape {x.shape[1:]}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def users_model(spec: str) -> LogitsFn:
@@ -154,7 +172,10 @@ def users_model(spec: str) -> LogitsFn:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"--model {spec}: {error}") from error
-    made = function()
+    try:
+        made = function()
+    except Exception as error:  # whatever the user's own code raises
+        raise ValueError(f"--model {spec} raised {type(error).__name__}: {error}") from error
     logits_fn, preprocessing = made if isinstance(made, tuple) else (made, None)
     if not callable(logits_fn) or not (preprocessing is None or callable(preprocessing)):
         raise ValueError(

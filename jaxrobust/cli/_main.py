@@ -39,12 +39,15 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     try:
         command.run()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return _complain(error, 2)
     except FloatingPointError as error:
         return _complain(error, 1)
     except KeyboardInterrupt:
-        print("jaxrobust: stopped; the same command goes on from here", file=sys.stderr)
+        print(
+            "jaxrobust: stopped; the same command goes on from here (train: with --resume)",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,10 +89,12 @@ class Train:
             "model": self.model, "num_classes": training.num_classes, "data": self.data,
             "image_shape": list(training.x.shape[1:]), "objective": self.objective,
             "norm": ball.norm, "eps": ball.eps, "seed": self.seed,
+            "num_steps": self.num_steps, "num_epochs": self.num_epochs,
+            "batch_size": self.batch_size, "learning_rate": self.learning_rate,
         }  # fmt: skip
         path = self.out / "model.json"
         if path.exists():
-            check_same(self.out, json.loads(path.read_text()), description)
+            check_same(self.out, train.read_json(path), description)
         else:
             self.out.mkdir(parents=True, exist_ok=True)
             train.write_json(path, description)

@@ -27,31 +27,50 @@ def probabilities(alike: np.ndarray) -> list[Finding]:
 
 
 def not_finite(prediction: np.ndarray) -> list[Finding]:
-    """The model returned NaN or infinite logits on clean images."""
+    """The model returned NaN or +inf among its logits on clean images."""
     bad = prediction < 0
     if not bad.any():
         return []
     return [
         Finding(
             "logits not finite", float(bad.sum()), 0.0, _first(bad),
-            "The model returns NaN or infinite logits on clean images; those rows count as wrong.",
+            "The model returns NaN or +inf logits on clean images; those rows count as wrong.",
             "Look for divisions by zero and overflow in the model.",
         )
     ]  # fmt: skip
 
 
 def outside(name: str, rows: np.ndarray) -> list[Finding]:
-    """An attack returned images that are not in the ball and box, or not finite."""
+    """An attack returned images that are not in the ball and box."""
     if not rows.any():
         return []
     return [
         Finding(
             f"outside the ball: {name}", float(rows.sum()), 0.0, _first(rows),
-            f"{name} returned images outside the ball or the box, or not finite. They were "
-            "projected before they were judged, so no accuracy rests on an illegal image.",
+            f"{name} returned images outside the ball or the box. They were projected before they "
+            "were judged, so no accuracy rests on an illegal image.",
             "Nothing where the attack minimises distance; otherwise mend its projection.",
         )
     ]  # fmt: skip
+
+
+def failed(name: str, rows: np.ndarray) -> list[Finding]:
+    """An attack returned images that are not finite: most likely its gradient was not."""
+    if not rows.any():
+        return []
+    return [
+        Finding(
+            f"attack failed: {name}",
+            float(rows.sum()),
+            0.0,
+            _first(rows),
+            f"{name} returned NaN or infinite images, most likely because the gradient of the loss "
+            "is not finite there. These examples were in effect not attacked: that they count as "
+            "right says nothing about robustness.",
+            "Mend the model's gradient (norms and roots at zero, logarithms, divisions), or use an "
+            "attack without gradients.",
+        )
+    ]
 
 
 def contradiction(name: str, certified: np.ndarray, broken: np.ndarray) -> list[Finding]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxrobust.evaluation._report import reach
@@ -26,7 +26,7 @@ AXIS = "rows"
 class Clean(NamedTuple):
     """Judgement of the clean rows."""
 
-    prediction: Array  # -1 where the logits are not finite
+    prediction: Array  # -1 where they hold NaN or +inf
     like_probabilities: Array
 
 
@@ -37,7 +37,8 @@ class Judged(NamedTuple):
     prediction: Array
     distance: Array  # as returned; inf where not finite
     broken_at: Array  # smallest distance at which a wrong prediction was seen; inf where none
-    outside: Array  # as returned: not finite, out of the box, or out of the ball
+    outside: Array  # as returned: out of the box or the ball
+    not_finite: Array  # as returned
     image: Array  # brought into ball and box
 
 
@@ -81,7 +82,7 @@ def attack_program(votes: int, devices: tuple[Any, ...]) -> Callable[..., Judged
         distance = jax.vmap(lambda ball, x, z: ball.distance(x, z))(ball, x, legal)
         image = jax.vmap(lambda ball, x, z: ball.project(x, z))(ball, x, legal)
         within = distance <= reach(ball.eps)
-        outside = ~finite | ~within | jnp.any((legal != x_adv).reshape(len(x), -1), -1)
+        outside = ~within | jnp.any((legal != x_adv).reshape(len(x), -1), -1)
 
         prediction = _predict(logits_fn, votes, image, judge_keys)
         success = prediction != y
@@ -97,7 +98,7 @@ def attack_program(votes: int, devices: tuple[Any, ...]) -> Callable[..., Judged
             jnp.where(as_returned, distance, jnp.inf),
         )
         distance = jnp.where(finite, distance, jnp.inf)
-        return Judged(success, prediction, distance, broken_at, outside, image)
+        return Judged(success, prediction, distance, broken_at, outside, ~finite, image)
 
     return _sharded(attack_and_judge, devices)
 
@@ -119,8 +120,8 @@ def _predict(logits_fn: LogitsFn, votes: int, x: Array, keys: Array) -> Array:
 
 
 def _class_of(logits: Array) -> Array:
-    finite = jnp.all(jnp.isfinite(logits), -1)
-    return jnp.where(finite, jnp.argmax(logits, -1), -1)
+    # -inf is a way to rule a class out; NaN and +inf predict nothing.
+    return jnp.where(jnp.all(logits < jnp.inf, -1), jnp.argmax(logits, -1), -1)
 
 
 def _sharded(program: Callable[..., Any], devices: tuple[Any, ...]) -> Callable[..., Any]:
@@ -129,11 +130,15 @@ def _sharded(program: Callable[..., Any], devices: tuple[Any, ...]) -> Callable[
     whole, rows = PartitionSpec(), PartitionSpec(AXIS)
 
     @jax.jit
-    def run(functions: Any, *args: Any) -> Any:
+    def compiled(functions: Any, *args: Any) -> Any:
         specs = (whole, *[rows] * len(args))
         # check_vma=False: a user's model need not be written for varying-axes types.
         mapped = jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
         return mapped(functions, *args)
+
+    def run(functions: Any, *args: Any) -> Any:
+        # Weights may be committed to one device, by a checkpoint for example.
+        return compiled(jax.device_put(functions, NamedSharding(mesh, whole)), *args)
 
     return run
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrobust.evaluation._store import atomically
 from jaxrobust.types import Finding
 
 
@@ -30,7 +31,7 @@ class AttackRecord:
         successes: Examples it broke, of those that were still right before it.
         gradients: Gradient estimates an example at most; None where a loop is unbounded.
         forwards: Model evaluations an example at most, those inside gradients included.
-        outside: Rows it returned outside the ball or the box, or not finite.
+        outside: Rows it returned outside the ball or the box.
     """
 
     seconds: float
@@ -154,8 +155,10 @@ class Report:
         return cls(**fields, examples=under("examples/"), images=under("images/"))
 
     def save(self, folder: str | Path) -> None:
-        """Write `report.json` and `examples.npz` into a folder."""
+        """Write `report.json` and `examples.npz` into a folder, each whole or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(folder / "examples.npz", **self.arrays())  # pyright: ignore[reportArgumentType]
-        (folder / "report.json").write_text(json.dumps(self.summary(), indent=1) + "\n")
+        columns: dict[str, Any] = self.arrays()
+        text = json.dumps(self.summary(), indent=1) + "\n"
+        atomically(folder / "examples.npz", lambda path: np.savez_compressed(path, **columns))
+        atomically(folder / "report.json", lambda path: path.write_text(text))

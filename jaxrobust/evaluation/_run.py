@@ -21,7 +21,8 @@ from jaxrobust.evaluation import _findings as findings
 from jaxrobust.evaluation._count import count
 from jaxrobust.evaluation._judge import attack_program, clean_program
 from jaxrobust.evaluation._report import AttackRecord, CertificateRecord, Report
-from jaxrobust.evaluation._store import Store, digest
+from jaxrobust.evaluation._store import Store
+from jaxrobust.identity import digest, fingerprint
 from jaxrobust.threat import Ball
 from jaxrobust.types import (
     Attack,
@@ -109,15 +110,18 @@ def evaluate(
         "votes": votes,
     }
     identity = {
-        **settings, "attacks": list(attacks), "certificates": list(certificates),
-        "norm": ball.norm, "eps": np.asarray(ball.eps, np.float64).tolist(),
-        "num_examples": len(y), "keep_images": keep_images,
-        "labels": digest(np.asarray(y)), "images": digest([x[:1], x[-1:]]),
-        "model": digest(logits_fn),
-    }  # fmt: skip
-    if not jax.tree.leaves(logits_fn):  # its weights are out of sight: what it says must do
-        said = jax.vmap(per_example(logits_fn))(jnp.asarray(x[:1]), row_keys(key, 1))
-        identity["model"] = digest(np.round(np.asarray(logits_of(said), np.float64), 3))
+        **settings,
+        "jaxrobust": __version__,
+        "norm": ball.norm,
+        "box": list(ball.box),
+        "eps": np.asarray(ball.eps, np.float64).tolist(),
+        "keep_images": keep_images,
+        "model": fingerprint(logits_fn),
+        "attacks": {name: fingerprint(attack) for name, attack in attacks.items()},
+        "certificates": {name: fingerprint(bound) for name, bound in certificates.items()},
+    }
+    if directory is not None:  # reads the data once more, batch by batch
+        identity |= {"images": digest([x]), "labels": digest([y])}
     bench = _Bench(
         logits_fn, x, y, ball, key, batch_size * len(devices), Store(directory, identity), progress
     )
@@ -161,6 +165,7 @@ def evaluate(
         cost = count(attack, logits_fn, x, num_classes, ball.norm, ball.box)
         off = _spread(n, rows, judged["outside"], False)
         found += findings.outside(name, off)
+        found += findings.failed(name, _spread(n, rows, judged["not_finite"], False))
         records[name] = AttackRecord(
             float(judged["seconds"]), len(rows), int(newly.sum()), *cost, int(off.sum())
         )
@@ -251,7 +256,7 @@ class _Bench:
             return arrays | {"image": arrays["image"][part < keep]}
 
         if len(rows):
-            return self._stage(name, rows, compute)
+            return self._stage(f"attack {name}", rows, compute)
         nobody = jax.eval_shape(lambda: judged(np.zeros(1, int)))._asdict()
         return {k: np.empty((0, *v.shape[1:]), v.dtype) for k, v in nobody.items()} | {
             "seconds": 0.0
@@ -327,9 +332,10 @@ def _check(
     batch_size: int, votes: int,
 ) -> int:  # fmt: skip
     """Refuse what cannot be meant; returns the number of classes."""
-    if not isinstance(attacks, Mapping) or not attacks:
+    if not isinstance(attacks, Mapping) or not (attacks or certificates):
         raise ValueError(
-            f"attacks must be a non-empty dictionary of attacks by name; got {attacks!r}"
+            "attacks must be a dictionary of attacks by name, and hold one unless there are "
+            f"certificates; got {attacks!r}"
         )
     checks.check_count(batch_size, "batch_size")
     checks.check_count(votes, "votes")
@@ -338,6 +344,10 @@ def _check(
     if not hasattr(x, "shape") or x.ndim < 2 or x.shape[0] == 0:
         raise ValueError(
             f"data[0] must be a non-empty batch of images; got {getattr(x, 'shape', type(x))}"
+        )
+    if x.dtype not in (np.float32, np.float64) and jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"data[0] must be float32 or float64, so that distances can be judged; got {x.dtype}"
         )
     checks.check_ball(ball, len(x))
     if certificates and np.ndim(ball.eps):

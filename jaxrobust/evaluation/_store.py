@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import PyTree
 
 
 class Store:
@@ -36,7 +34,7 @@ class Store:
         except json.JSONDecodeError:
             stored = None  # half-written, so nothing was finished under it
         if stored is None:
-            _atomically(path, lambda partial: partial.write_text(json.dumps(identity, indent=1)))
+            atomically(path, lambda partial: partial.write_text(json.dumps(identity, indent=1)))
             return
         for name, ours in identity.items():
             if stored.get(name) != ours:
@@ -62,26 +60,15 @@ class Store:
             return
         path = self._path(stage, batch)
         columns: dict[str, Any] = {"rows": rows, **arrays}
-        _atomically(path, lambda partial: np.savez(partial, **columns))
+        atomically(path, lambda partial: np.savez(partial, **columns))
 
     def _path(self, stage: str, batch: int) -> Path:
         assert self.folder is not None
         return self.folder / f"{zlib.crc32(stage.encode()):08x}-{batch:06d}.npz"
 
 
-def digest(tree: PyTree) -> str:
-    """A checksum of a tree's structure and of the numbers in it."""
-    leaves, structure = jax.tree.flatten(tree)
-    # Function addresses change from run to run: the numbers and shapes identify a model.
-    total = hashlib.sha256(str(structure.num_leaves).encode())
-    for leaf in leaves:
-        array = np.asarray(leaf)
-        total.update(f"{array.shape}{array.dtype}".encode())
-        total.update(np.ascontiguousarray(array).data)
-    return total.hexdigest()[:16]
-
-
-def _atomically(path: Path, write: Any) -> None:
+def atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file that appears whole or not at all."""
     partial = path.with_name(f".{os.getpid()}-{path.name}")
     write(partial)
     os.replace(partial, path)

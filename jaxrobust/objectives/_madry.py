@@ -31,6 +31,7 @@ def madry(
     ball: Ball,
     loss: Loss = losses.cross_entropy,
     eps_schedule: Callable[[Array], Any] | None = None,
+    eval_forward: Forward | None = None,
 ) -> Objective:
     """The saddle-point objective: the loss at the attack's images, no clean term.
 
@@ -45,6 +46,12 @@ def madry(
         loss: Loss minimised at the attacked images.
         eps_schedule: An optax schedule, step -> eps, in place of `ball.eps`; leave the attack's
             `step_size` at None to let it follow. Warm-up is our choice; the paper has none.
+        eval_forward: The forward function that the attack sees, in evaluation mode. Required where
+            the model has a state: attacks look at one image at a time, and batch statistics of one
+            image would take its gradient away.
+
+    Raises:
+        ValueError: At the first step, for a model with a state but no `eval_forward`.
 
     References:
         Madry et al. 2018, eq. 2.1 (paper 001); methods.md B.
@@ -63,9 +70,14 @@ def madry(
         *,
         key: Key[Array, ""],
     ) -> tuple[Out, PyTree]:
+        if eval_forward is None and jax.tree.leaves(model_state):
+            raise ValueError(
+                "eval_forward must be given for a model with a state (batch statistics): the "
+                "forward function in evaluation mode, for the attack"
+            )
         eps = ball.eps if eps_schedule is None else eps_schedule(state.step)
         weights = jax.lax.stop_gradient((params, model_state))
-        logits_fn = Partial(_outputs, Partial(forward), *weights)
+        logits_fn = Partial(_outputs, Partial(eval_forward or forward), *weights)
         attacked = attack(
             logits_fn, batch.x, batch.y, key=key, ball=dataclasses.replace(ball, eps=eps)
         )
