@@ -44,7 +44,7 @@ def test_clean_input_at_eps_zero(attack, norm, request):
 @attacks
 def test_same_key_same_bits_and_another_key_is_heard(attack, request):
     logits_fn, _, x, y = problem(2)
-    ball = jr.Ball("linf", 0.1)
+    ball = jr.Ball("l2", 0.5)  # in linf, all starts may end in one corner
     first = attack(logits_fn, x, y, key=KEY, ball=ball)
     again = attack(logits_fn, x, y, key=jax.random.key(7), ball=ball)
     np.testing.assert_array_equal(first, again)
