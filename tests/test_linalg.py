@@ -111,10 +111,10 @@ def test_a_candidate_from_below_is_not_believed(monkeypatch):
     """An eigenvalue solver that answers too small only costs retries."""
     matrix = MATRICES["tall"]
     true = sigma_max_upper(matrix)
-    honest = linalg.scipy.linalg.eigh
-    monkeypatch.setattr(linalg.scipy.linalg, "eigh", lambda *a, **k: honest(*a, **k) * (1 - 1e-9))
+    honest = np.linalg.eigvalsh
+    monkeypatch.setattr(np.linalg, "eigvalsh", lambda gram: honest(gram) * (1 - 1e-9))
     assert true * (1 - 1e-9) <= sigma_max_upper(matrix) <= true * (1 + 1e-6)
-    monkeypatch.setattr(linalg.scipy.linalg, "eigh", lambda *a, **k: 0.0 * honest(*a, **k))
+    monkeypatch.setattr(np.linalg, "eigvalsh", lambda gram: 0.0 * honest(gram))
     assert sigma_max_upper(matrix) >= true * (1 - 1e-9)
 
 
