@@ -53,11 +53,17 @@ class Relu:
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
+class Sigmoid:
+    """`1 / (1 + exp(-x))`, elementwise; its slope lies in (0, 1/4]."""
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
 class Flatten:
     """All but the batch axis in one, in row-major order."""
 
 
-Layer: TypeAlias = Dense | Conv | Relu | Flatten
+Layer: TypeAlias = Dense | Conv | Relu | Sigmoid | Flatten
 
 
 def apply(layers: Sequence[Layer], x: Images) -> Float[Array, "batch classes"]:
@@ -85,10 +91,13 @@ def apply(layers: Sequence[Layer], x: Images) -> Float[Array, "batch classes"]:
                 ) + jnp.asarray(bias)  # fmt: skip
             case Relu():
                 x = jnp.maximum(x, 0)
+            case Sigmoid():
+                x = jax.nn.sigmoid(x)
             case Flatten():
                 x = x.reshape(x.shape[0], -1)
             case _:
                 raise ValueError(
-                    f"layers must hold Dense, Conv, Relu or Flatten; got {type(layer).__name__}"
+                    "layers must hold Dense, Conv, Relu, Sigmoid or Flatten; got "
+                    f"{type(layer).__name__}"
                 )
     return x

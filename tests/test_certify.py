@@ -1,5 +1,6 @@
 """Bounds on explicit networks: brute force, closed forms, and exact rational arithmetic."""
 
+import decimal
 import functools
 import itertools
 from fractions import Fraction
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 
 from jaxrobust import certify
 from jaxrobust import layers as network
-from jaxrobust.certify import _common
-from jaxrobust.layers import Conv, Dense, Flatten, Relu
+from jaxrobust.certify import _common, _enclosure
+from jaxrobust.layers import Conv, Dense, Flatten, Relu, Sigmoid
 from jaxrobust.threat import Ball, Box
 from jaxrobust.types import MarginBound
 
@@ -47,6 +48,8 @@ def forward(layers, x):
             x = x @ np.float64(layer.kernel) + np.float64(layer.bias)
         elif isinstance(layer, Relu):
             x = np.maximum(x, 0)
+        elif isinstance(layer, Sigmoid):
+            x = 0.5 + 0.5 * np.tanh(0.5 * x)
     return x
 
 
@@ -87,6 +90,70 @@ def test_no_point_of_the_ball_is_below_the_bound(method, seed, norm, hidden):
         seen = margins_at(layers, points, y[row]).min(0)
         seen[y[row]] = np.inf
         assert (margins[row] <= seen + 1e-12).all()
+
+
+@given(seeds, st.sampled_from(NORMS), st.sampled_from([(4,), (5, 4)]), st.floats(0.2, 20.0))
+@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("method", BOUNDS)
+@pytest.mark.parametrize("in_front", [False, True])
+def test_no_point_is_below_the_bound_of_a_network_of_sigmoids(
+    method, in_front, seed, norm, hidden, steepness
+):
+    rng = np.random.default_rng(seed)
+    layers = [
+        Sigmoid() if isinstance(layer, Relu) else layer for layer in mlp(rng, (6, *hidden, 3))
+    ]
+    layers[0] = Dense(layers[0].kernel * np.float32(steepness), layers[0].bias)
+    layers = [Sigmoid(), *layers] if in_front else layers
+    x, y = batch(rng, 4, (6,), 3)
+    eps = rng.uniform(0.0, 0.4)
+    margins = BOUNDS[method](layers, x, y, eps=eps, norm=norm).margins
+    for row in range(len(x)):
+        points = in_ball(rng, x[row], eps, norm, Box() if method == "interval" else None)
+        seen = margins_at(layers, points, y[row]).min(0)
+        seen[y[row]] = np.inf
+        assert (margins[row] <= seen + 1e-12).all()
+
+
+@every_norm
+def test_a_sigmoid_counts_a_quarter(norm):
+    rng = np.random.default_rng(19)
+    first, _, second = mlp(rng, (8, 5, 3))
+    x, y = batch(rng, 6, (8,), 3)
+    others = np.arange(3) != y[:, None]
+    for bound in (certify.spectral, certify.frobenius):
+        clean, at = (bound([first, Sigmoid(), second], x, y, eps=e, norm=norm).margins[others]
+                     for e in (0.0, 0.25))  # fmt: skip
+        relu = [bound([first, Relu(), second], x, y, eps=e, norm=norm).margins[others]
+                for e in (0.0, 0.25)]  # fmt: skip
+        np.testing.assert_allclose(clean - at, (relu[0] - relu[1]) / 4, rtol=1e-10)
+
+
+def test_the_sigmoid_of_the_host_lies_within_its_bounds():
+    rng = np.random.default_rng(20)
+    values = rng.normal(size=300) * 10 ** rng.uniform(-20, 3, 300)
+    values[:9] = [0.0, -0.0, 36.7, 37.5, -708.3, -740.0, -745.2, -1e4, 1e4]
+    low, high = _enclosure.sigmoid(values)
+    decimal.setcontext(decimal.Context(prec=60))
+    for value, below, above in zip(values.tolist(), low.tolist(), high.tolist(), strict=True):
+        exact = 1 / (1 + (-decimal.Decimal(value)).exp())
+        assert decimal.Decimal(below) <= exact <= decimal.Decimal(above)
+    assert (high - low <= 2.0**-42 * high + 1e-300).all()
+    low, high = _enclosure.sigmoid(np.array([-1e308, 1e308, np.nan]))
+    assert low[0] == 0 < high[0] < 1e-300
+    assert 1 - 1e-12 < low[1] < high[1] == 1
+    assert np.isnan([low[2], high[2]]).all()
+
+
+def test_the_interval_of_a_sigmoid_is_that_of_its_ends():
+    layers = [Dense(np.array([[1.0, -2.0]]), np.zeros(2)), Sigmoid(), Dense(np.eye(2), np.zeros(2))]
+    x, y = np.array([[0.5]]), np.array([0])
+    at = certify.interval(layers, x, y, eps=0.25).margins[0, 1]
+    assert at == pytest.approx(1 / (1 + np.exp(-0.25)) - 1 / (1 + np.exp(0.5)), abs=1e-12)
+    np.testing.assert_allclose(
+        network.apply(layers, jnp.array([[0.5], [-300.0]])),
+        [[1 / (1 + np.exp(-0.5)), 1 / (1 + np.exp(1.0))], [0.0, 1.0]], atol=1e-6,
+    )  # fmt: skip
 
 
 @every_norm
@@ -460,7 +527,8 @@ IMAGE = Conv(np.ones((3, 3, 2, 4)), np.zeros(4))
     [
         ({"layers": []}, "layers must be a sequence of at least one layer"),
         ({"layers": GOOD[0]}, "layers must be a sequence"),
-        ({"layers": [np.tanh]}, r"layers\[0\] must be a Dense, Conv, Relu or Flatten; got ufunc"),
+        ({"layers": [np.tanh]},
+         r"layers\[0\] must be a Dense, Conv, Relu, Sigmoid or Flatten; got ufunc"),
         ({"layers": [GOOD[0], None]}, r"layers\[1\] must be .* got NoneType"),
         ({"layers": [*GOOD, dense(np.random.default_rng(0), 4, 2)]},
          r"layers\[3\] \(Dense\) takes examples of shape \(4,\); .* it gets \(3,\)"),

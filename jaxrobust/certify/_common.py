@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxrobust import checks
-from jaxrobust.layers import Conv, Dense, Flatten, Layer, Relu
+from jaxrobust.layers import Conv, Dense, Flatten, Layer, Relu, Sigmoid
 from jaxrobust.linalg import as_float64
 from jaxrobust.threat import NORMS, Box
 from jaxrobust.types import MarginBound
@@ -170,11 +170,12 @@ def _to_host(layer: Any, name: str) -> Layer:
                 strides, padding,
             )  # fmt: skip
             rank, form = 4, "(height, width, inputs, outputs)"
-        case Relu() | Flatten():
+        case Relu() | Sigmoid() | Flatten():
             return layer
         case _:
             raise ValueError(
-                f"{name} must be a Dense, Conv, Relu or Flatten; got {type(layer).__name__}"
+                f"{name} must be a Dense, Conv, Relu, Sigmoid or Flatten; got "
+                f"{type(layer).__name__}"
             )
     if layer.kernel.ndim != rank or layer.kernel.size == 0:
         raise ValueError(f"{name}.kernel must have shape {form}; got {layer.kernel.shape}")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxrobust.certify._common import Problem, padding_of
-from jaxrobust.layers import Conv, Dense, Flatten, Layer, Relu
+from jaxrobust.layers import Conv, Dense, Flatten, Layer, Relu, Sigmoid
 from jaxrobust.linalg import gamma, raised
 
 # Roundings beside those of the inner product: the bias, and forming a difference of columns.
@@ -48,6 +48,19 @@ def down(value: np.ndarray) -> np.ndarray:
 def up(value: np.ndarray) -> np.ndarray:
     """A float64 not below what was rounded to `value` in one addition."""
     return value + 2.0**-52 * np.abs(value)
+
+
+def sigmoid(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper side of `1 / (1 + exp(-value))`; NaN stays NaN.
+
+    `exp` is not correctly rounded. It is taken to err by at most 2^-46 relatively, 128 units of the
+    last place, where the C and vector libraries that NumPy calls stay within four; the margin of
+    2^-44 pays for that and for the operations after it.
+    """
+    power = np.exp(-np.abs(value))  # at most 1, so that nothing overflows
+    close = np.where(value >= 0, 1.0, power) / (1.0 + power)
+    low = np.where(close < 2.0**-1000, 0.0, close * (1.0 - 2.0**-44))  # exp may have underflowed
+    return low, np.minimum(raised(close * (1.0 + 2.0**-44), 0), 1.0)
 
 
 def margins_over(problem: Problem, region: Region, y: np.ndarray) -> np.ndarray:
@@ -107,6 +120,8 @@ def _through(layer: Layer, region: Region) -> Region:
             return _each(region, lambda a: np.maximum(a, 0.0))
         case Flatten():
             return _each(region, lambda a: a.reshape(len(a), math.prod(a.shape[1:])))
+        case Sigmoid():  # the ball is given up: its centre would not be known exactly
+            return Region(sigmoid(region.low)[0], sigmoid(region.high)[1])
     low, high, centre, eps, norm = region
     middle = 0.5 * low + 0.5 * high
     spread = np.maximum(high - middle, middle - low) * (1.0 + 2.0**-50)

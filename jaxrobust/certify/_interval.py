@@ -32,7 +32,8 @@ def interval(
     does not cut the ball. Two affine layers in a row are not merged.
 
     Args:
-        layers: The network, `Dense`, `Conv`, `Relu` and `Flatten`, on examples as in `x`.
+        layers: The network, `Dense`, `Conv`, `Relu`, `Sigmoid` and `Flatten`, on examples as in
+            `x`.
         x: `(batch, *dims)` images in the box.
         y: `(batch,)` true classes.
         eps: Radius in pixel units of the box, one number.

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from jaxrobust.certify._common import ROUNDING, in_chunks, read
 from jaxrobust.certify._enclosure import Region, differences, down, dual_norms, margins_over
-from jaxrobust.layers import Conv, Dense, Layer
+from jaxrobust.layers import Conv, Dense, Layer, Sigmoid
 from jaxrobust.linalg import frobenius_upper, raised, sigma_max_upper
 from jaxrobust.types import Images, Labels, MarginBound
 
@@ -22,8 +22,9 @@ def spectral(
 
     `f_y(x') - f_i(x') >= f_y(x) - f_i(x) - r ||V_y - V_i||_2 prod ||W_l||_2`, with r the l2 radius
     of the ball: `eps sqrt(d)` for linf, `eps` for l2 and l1. ReLU and Flatten move no two values
-    further apart; the last step is Cauchy-Schwarz, for a network of one `Dense` too. With one
-    hidden layer this is Eq. 17 of the paper; it extends to any depth. The box is not used.
+    further apart, and a Sigmoid layer, whose slope is at most 1/4, counts as a matrix of norm 1/4;
+    the last step is Cauchy-Schwarz, for a network of one `Dense` too. With one hidden layer this is
+    Eq. 17 of the paper; it extends to any depth. The box is not used.
 
     A convolution's norm is the least of three upper sides (A is its matrix, K its kernel):
     `sqrt(||A||_1 ||A||_inf)`, which bounds `||A||_2`; `sqrt(p) sigma_max(K)` for K as a matrix of
@@ -31,7 +32,8 @@ def spectral(
     `p = ceil(height / stride) ceil(width / stride)` of them; and `||A||_F`.
 
     Args:
-        layers: The network, `Dense`, `Conv`, `Relu` and `Flatten`, on examples as in `x`.
+        layers: The network, `Dense`, `Conv`, `Relu`, `Sigmoid` and `Flatten`, on examples as in
+            `x`.
         x: `(batch, *dims)` images.
         y: `(batch,)` true classes.
         eps: Radius in pixel units, one number.
@@ -65,7 +67,8 @@ def frobenius(
     norm; never better. With one hidden layer this is Eq. 18 of the paper.
 
     Args:
-        layers: The network, `Dense`, `Conv`, `Relu` and `Flatten`, on examples as in `x`.
+        layers: The network, `Dense`, `Conv`, `Relu`, `Sigmoid` and `Flatten`, on examples as in
+            `x`.
         x: `(batch, *dims)` images.
         y: `(batch,)` true classes.
         eps: Radius in pixel units, one number.
@@ -109,6 +112,8 @@ def _bound(
         for layer, shape in zip(problem.hidden, problem.shapes[:-1], strict=True):
             if isinstance(layer, (Dense, Conv)):
                 hidden *= norm_of(layer, shape)
+            elif isinstance(layer, Sigmoid):
+                hidden *= 0.25
         reach = raised(radius * hidden, len(problem.hidden) + 4)
         for label in np.unique(problem.y):
             rows = problem.y == label
