@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 
 import jax
@@ -33,13 +34,27 @@ CERTIFICATES = {
     "spectral": jr.certify.spectral,
     "frobenius": jr.certify.frobenius,
 }
-"""Every certificate of an explicit network, as `f(layers, x, y, *, eps, norm)`."""
+"""Every certificate of an explicit network, as `f(layers, x, y, *, eps, norm)`.
+
+One that takes no `norm` speaks of linf.
+"""
 
 TIGHT_ON_AFFINE = {("interval", "linf"), ("interval", "l2"), ("interval", "l1")}
 """Certificate and norm where the bound equals the true margin of an affine network."""
 
 EPS = {"linf": 0.1, "l2": 0.5, "l1": 1.5}
 NORMS = tuple(EPS)
+TAKES_A_NORM = [k for k, f in CERTIFICATES.items() if "norm" in inspect.signature(f).parameters]
+CASES = [
+    (name, norm) for name in CERTIFICATES for norm in (NORMS if name in TAKES_A_NORM else ["linf"])
+]
+"""Every certificate with every norm that it speaks of."""
+
+
+def certificate(name: str, norm: str):
+    """The certificate for one norm, as `f(layers, x, y, *, eps)`."""
+    bound = CERTIFICATES[name]
+    return functools.partial(bound, norm=norm) if name in TAKES_A_NORM else bound
 
 
 def random_layers(seed: int, sizes: tuple[int, ...] = (6, 8, 3), scale: float = 1.0):

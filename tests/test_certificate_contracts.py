@@ -5,14 +5,27 @@ import functools
 import jax
 import numpy as np
 import pytest
-from contracts import CERTIFICATES, EPS, NORMS, TIGHT_ON_AFFINE, images, problem, random_layers
+from contracts import (
+    CASES,
+    CERTIFICATES,
+    EPS,
+    NORMS,
+    TAKES_A_NORM,
+    TIGHT_ON_AFFINE,
+    certificate,
+    images,
+    problem,
+    random_layers,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxrobust as jr
 
-certificates = pytest.mark.parametrize("certify", CERTIFICATES.values(), ids=CERTIFICATES.keys())
-norms = pytest.mark.parametrize("norm", NORMS)
+cases = pytest.mark.parametrize(("name", "norm"), CASES)
+certificates = pytest.mark.parametrize(
+    "certify", [certificate(name, "linf") for name in CERTIFICATES], ids=CERTIFICATES.keys()
+)
 KEY = jax.random.key(0)
 
 
@@ -21,7 +34,7 @@ def smallest_margins(logits, y):
     return logits[np.arange(len(y)), y] - others.max(1)
 
 
-@norms
+@pytest.mark.parametrize("norm", NORMS)
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6), share=st.floats(0.05, 1.5), scale=st.floats(0.2, 3.0))
 def test_no_attack_finds_less_than_what_is_proved(norm, seed, share, scale):
@@ -34,7 +47,9 @@ def test_no_attack_finds_less_than_what_is_proved(norm, seed, share, scale):
     ball = jr.Ball(norm, eps)
     pgd = functools.partial(jr.attacks.pgd, num_steps=10, loss=jr.losses.margin)
     bounds = {
-        name: certify(layers, x, y, eps=eps, norm=norm) for name, certify in CERTIFICATES.items()
+        name: certificate(name, norm)(layers, x, y, eps=eps)
+        for name in CERTIFICATES
+        if (name, norm) in CASES
     }
     for attack in (jr.attacks.fgsm, pgd):
         x_adv = attack(logits_fn, x, y, key=KEY, ball=ball)
@@ -47,23 +62,21 @@ def test_no_attack_finds_less_than_what_is_proved(norm, seed, share, scale):
             assert not (bound.certified & (logits.argmax(1) != y)).any(), name
 
 
-@certificates
-@norms
-def test_monotone_in_eps(certify, norm):
+@cases
+def test_monotone_in_eps(name, norm):
     _, layers, x, y = problem(1)
     previous = None
     for share in (0.0, 0.1, 0.5, 1.0, 3.0):
-        margins = certify(layers, x, y, eps=EPS[norm] * share, norm=norm).margins
+        margins = certificate(name, norm)(layers, x, y, eps=EPS[norm] * share).margins
         if previous is not None:
             assert (margins <= previous + 1e-9).all()
         previous = margins
 
 
-@certificates
-@norms
-def test_says_what_it_speaks_of(certify, norm):
+@cases
+def test_says_what_it_speaks_of(name, norm):
     _, layers, x, y = problem(2)
-    bound = certify(layers, x, y, eps=0.05, norm=norm)
+    bound = certificate(name, norm)(layers, x, y, eps=0.05)
     assert (bound.norm, bound.eps) == (norm, 0.05)
     assert bound.margins.shape == (8, 3)
     assert bound.margins.dtype == np.float64
@@ -82,7 +95,7 @@ def test_tight_on_affine_networks(name, norm):
     y = logits.argmax(1).astype(np.int32)
     eps = 0.05  # the box does not bind
     dual = {"linf": 1, "l2": 2, "l1": np.inf}[norm]
-    margins = CERTIFICATES[name](layers, x, y, eps=eps, norm=norm).margins
+    margins = certificate(name, norm)(layers, x, y, eps=eps).margins
     for b in range(8):
         for i in range(3):
             if i != y[b]:
@@ -95,9 +108,9 @@ def test_tight_on_affine_networks(name, norm):
 def test_wrong_labels_are_not_certified_and_nan_weights_fail_closed(certify):
     _, layers, x, y = problem(4)
     wrong = ((y + 1) % 3).astype(np.int32)
-    assert not certify(layers, x, wrong, eps=0.0, norm="linf").certified.any()
+    assert not certify(layers, x, wrong, eps=0.0).certified.any()
     broken = [*layers[:-1], jr.layers.Dense(layers[-1].kernel * np.nan, layers[-1].bias)]
-    assert not certify(broken, x, y, eps=0.0, norm="linf").certified.any()
+    assert not certify(broken, x, y, eps=0.0).certified.any()
 
 
 @certificates
@@ -107,7 +120,6 @@ def test_wrong_labels_are_not_certified_and_nan_weights_fail_closed(certify):
     [
         ({"eps": -0.1}, "eps"),
         ({"eps": np.nan}, "eps"),
-        ({"norm": "l7"}, "norm"),
         ({"layers": []}, "layers"),
         ({"layers": ["relu"]}, "layer"),
         ({"x": np.full((8, 6), np.nan, np.float32)}, "x must be finite"),
@@ -118,25 +130,33 @@ def test_wrong_labels_are_not_certified_and_nan_weights_fail_closed(certify):
 )
 def test_wrong_input_is_refused(certify, change, message):
     _, layers, x, y = problem(5)
-    arguments = {"layers": layers, "x": x, "y": y, "eps": 0.1, "norm": "linf"} | change
+    arguments = {"layers": layers, "x": x, "y": y, "eps": 0.1} | change
     with pytest.raises(ValueError, match=message):
         certify(arguments.pop("layers"), arguments.pop("x"), arguments.pop("y"), **arguments)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("name", TAKES_A_NORM)
+def test_an_unknown_norm_is_refused(name):
+    _, layers, x, y = problem(5)
+    with pytest.raises(ValueError, match="norm"):
+        CERTIFICATES[name](layers, x, y, eps=0.1, norm="l7")
 
 
 @certificates
 def test_tracers_are_refused(certify):
     _, layers, x, y = problem(6)
     with pytest.raises(ValueError, match="trac"):
-        jax.jit(lambda x: certify(layers, x, y, eps=0.1, norm="linf").margins)(x)
+        jax.jit(lambda x: certify(layers, x, y, eps=0.1).margins)(x)
 
 
-@certificates
-@norms
-def test_in_evaluate_nothing_is_both_certified_and_broken(certify, norm):
+@cases
+def test_in_evaluate_nothing_is_both_certified_and_broken(name, norm):
     logits_fn, layers, x, y = problem(7)
+    proof = jr.certify.on_layers(CERTIFICATES[name], layers)
     report = jr.evaluate(
         logits_fn, (x, y), attacks={"fgsm": jr.attacks.fgsm}, ball=jr.Ball(norm, EPS[norm] / 2),
-        key=KEY, certificates={"bound": jr.certify.on_layers(certify, layers)}, batch_size=4,
+        key=KEY, certificates={"bound": proof}, batch_size=4,
     )  # fmt: skip
     assert report.certified_accuracy["bound"] <= report.robust_accuracy
     assert not report.findings
