@@ -84,20 +84,14 @@ def read(
         ValueError: For traced arrays, unknown or misshapen layers, images outside the box, labels
             out of range, an unknown norm, and a radius that is not one finite number >= 0.
     """
-    if isinstance(layers, Layer) or not isinstance(layers, Sequence) or len(layers) == 0:
-        raise ValueError(f"layers must be a sequence of at least one layer; got {layers!r}")
-    for name, value in (("layers", layers), ("x", x), ("y", y), ("eps", eps)):
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
-            raise ValueError(
-                f"{name} is traced (jit, vmap, grad), but a certificate runs on the host in "
-                "float64: call it outside the transformation, with concrete arrays"
-            )
+    network = on_host(layers)
+    for name, value in (("x", x), ("y", y), ("eps", eps)):
+        _refuse_tracers(name, value)
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
     if not (box is None or (isinstance(box, Box) and -math.inf < box.low <= box.high < math.inf)):
         raise ValueError(f"box must be a Box(low, high) of finite numbers; got {box!r}")
     checks.check_images(x, Box(-math.inf, math.inf) if box is None else box)
-    network = [_to_host(layer, f"layers[{i}]") for i, layer in enumerate(layers)]
     shapes = _shapes(network, tuple(x.shape[1:]))
     if len(shapes[-1]) != 1 or shapes[-1][0] < 2:
         raise ValueError(
@@ -113,17 +107,34 @@ def read(
     return Problem(network[:-1], last, shapes[:-1], as_float64(x, "x"), np.asarray(y), _radius(eps))
 
 
+def on_host(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers in float64.
+
+    Raises:
+        ValueError: For traced arrays, and for anything that is no sequence of sound layers.
+    """
+    if isinstance(layers, Layer) or not isinstance(layers, Sequence) or len(layers) == 0:
+        raise ValueError(f"layers must be a sequence of at least one layer; got {layers!r}")
+    _refuse_tracers("layers", layers)
+    return [_to_host(layer, f"layers[{i}]") for i, layer in enumerate(layers)]
+
+
 def in_chunks(problem: Problem) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """The examples, as many at once as memory should hold: `(rows, x[rows], y[rows])`."""
+    step = rows_at_once(problem)
+    for start in range(0, len(problem.x), step):
+        rows = slice(start, start + step)
+        yield rows, problem.x[rows], problem.y[rows]
+
+
+def rows_at_once(problem: Problem) -> int:
+    """For how many rows memory should hold the values of any one layer."""
     sizes = [math.prod(shape) for shape in problem.shapes]
     for i, layer in enumerate(problem.hidden):
         if isinstance(layer, Conv):  # one patch for each position of the output
             height, width, _ = problem.shapes[i + 1]
             sizes.append(height * width * math.prod(layer.kernel.shape[:3]))
-    step = max(1, _FLOATS_AT_ONCE // max(sizes))
-    for start in range(0, len(problem.x), step):
-        rows = slice(start, start + step)
-        yield rows, problem.x[rows], problem.y[rows]
+    return max(1, _FLOATS_AT_ONCE // max(sizes))
 
 
 def padding_of(size: int, kernel: int, stride: int, padding: str) -> tuple[int, int, int]:
@@ -137,6 +148,14 @@ def padding_of(size: int, kernel: int, stride: int, padding: str) -> tuple[int, 
     out = -(-size // stride)
     total = max((out - 1) * stride + kernel - size, 0)
     return out, total // 2, total - total // 2
+
+
+def _refuse_tracers(name: str, value: Any) -> None:
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
+        raise ValueError(
+            f"{name} is traced (jit, vmap, grad), but a certificate runs on the host in float64: "
+            "call it outside the transformation, with concrete arrays"
+        )
 
 
 def _radius(eps: Any) -> float:

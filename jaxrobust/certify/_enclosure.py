@@ -17,6 +17,7 @@ import numpy as np
 from jaxrobust.certify._common import Problem, padding_of
 from jaxrobust.layers import Conv, Dense, Flatten, Layer, Relu, Sigmoid
 from jaxrobust.linalg import gamma, raised
+from jaxrobust.threat import Box
 
 # Roundings beside those of the inner product: the bias, and forming a difference of columns.
 _MORE = 4
@@ -50,6 +51,14 @@ def up(value: np.ndarray) -> np.ndarray:
     return value + 2.0**-52 * np.abs(value)
 
 
+def cube(x: np.ndarray, eps: float, box: Box | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sides of the linf ball around each image, cut to the box where there is one."""
+    low, high = down(x - eps), up(x + eps)
+    if box is None:
+        return low, high
+    return np.minimum(np.maximum(low, box.low), x), np.maximum(np.minimum(high, box.high), x)
+
+
 def sigmoid(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper side of `1 / (1 + exp(-value))`; NaN stays NaN.
 
@@ -71,12 +80,12 @@ def margins_over(problem: Problem, region: Region, y: np.ndarray) -> np.ndarray:
     """
     with np.errstate(over="ignore", invalid="ignore"):
         for layer in problem.hidden:
-            region = _through(layer, region)
+            region = through(layer, region)
         margins = np.full((len(y), len(problem.last.bias)), -np.inf)
         for label in np.unique(y):
             rows = np.flatnonzero(y == label)
             own = _each(region, operator.itemgetter(rows))
-            margins[rows] = _through(differences(problem.last, int(label)), own).low
+            margins[rows] = through(differences(problem.last, int(label)), own).low
     margins[~np.isfinite(margins)] = -np.inf
     margins[np.arange(len(y)), y] = np.inf
     return margins
@@ -103,17 +112,17 @@ def dual_norms(layer: Dense | Conv, shape: tuple[int, ...], norm: str) -> np.nda
     kernel = layer.kernel
     seen = np.ones((1, *shape))
     if norm == "l2":
-        squares = _linear(layer, seen, kernel * kernel)[0]
-        return np.sqrt(raised(squares, _terms(layer) + _MORE)) * (1.0 + 2.0**-50)
+        squares = linear(layer, seen, kernel * kernel)[0]
+        return np.sqrt(raised(squares, terms(layer) + _MORE)) * (1.0 + 2.0**-50)
     taps = np.abs(kernel).reshape(-1, kernel.shape[-1])
-    inside = seen if isinstance(layer, Dense) else _patches(layer, seen)
+    inside = seen if isinstance(layer, Dense) else patches(layer, seen)
     largest = np.zeros((*inside.shape[1:-1], kernel.shape[-1]))
     for t, tap in enumerate(taps):
         np.maximum(largest, inside[0, ..., t, None] * tap, out=largest)
     return largest * (1.0 + 2.0**-50)  # an entry may be a difference, rounded once
 
 
-def _through(layer: Layer, region: Region) -> Region:
+def through(layer: Layer, region: Region) -> Region:
     """The region behind a layer."""
     match layer:
         case Relu():  # moves no two values further apart, so the ball stays a ball
@@ -143,10 +152,10 @@ def _around(
     off by up to `gamma_n (|K| |centre| + |bias|)` more. An entry of a difference of columns is off
     by one rounding, which the count n includes.
     """
-    n = _terms(layer) + _MORE
-    value = _linear(layer, centre, layer.kernel) + layer.bias
+    n = terms(layer) + _MORE
+    value = linear(layer, centre, layer.kernel) + layer.bias
     weights = np.abs(layer.kernel)
-    error = _linear(layer, spread + gamma(n) * np.abs(centre), weights)
+    error = linear(layer, spread + gamma(n) * np.abs(centre), weights)
     return value, raised(error + gamma(n) * np.abs(layer.bias), n + _MORE)
 
 
@@ -157,14 +166,14 @@ def _bounds(value: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return down(value - error), up(value + error)
 
 
-def _linear(layer: Dense | Conv, x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+def linear(layer: Dense | Conv, x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """The layer without its bias, with another kernel of the same shape in its place."""
     if isinstance(layer, Conv):
-        x = _patches(layer, x)
+        x = patches(layer, x)
     return x @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _patches(layer: Conv, x: np.ndarray) -> np.ndarray:
+def patches(layer: Conv, x: np.ndarray) -> np.ndarray:
     """What the kernel sees: `(batch, height, width, taps)`, taps in the kernel's order."""
     size = layer.kernel.shape[:2]
     axes = [
@@ -177,7 +186,7 @@ def _patches(layer: Conv, x: np.ndarray) -> np.ndarray:
     return windows.reshape(*windows.shape[:3], math.prod(windows.shape[3:]))
 
 
-def _terms(layer: Dense | Conv) -> int:
+def terms(layer: Dense | Conv) -> int:
     """Number of products in one output."""
     return math.prod(layer.kernel.shape[:-1])
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxrobust.certify._common import ROUNDING, in_chunks, read
-from jaxrobust.certify._enclosure import Region, down, margins_over, up
+from jaxrobust.certify._enclosure import Region, cube, margins_over
 from jaxrobust.layers import Layer
 from jaxrobust.threat import Box
 from jaxrobust.types import Images, Labels, MarginBound
@@ -61,8 +61,7 @@ def interval(
     problem = read(layers, x, y, eps, norm, box)
     margins = np.empty((len(problem.x), len(problem.last.bias)))
     for rows, x_rows, y_rows in in_chunks(problem):
-        low = np.minimum(np.maximum(down(x_rows - problem.eps), box.low), x_rows)
-        high = np.maximum(np.minimum(up(x_rows + problem.eps), box.high), x_rows)
+        low, high = cube(x_rows, problem.eps, box)
         region = Region(low, high)  # an linf ball is its interval
         if norm != "linf":
             region = Region(low, high, x_rows, problem.eps, norm)

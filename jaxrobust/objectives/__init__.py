@@ -1,7 +1,18 @@
 """Training methods as `Objective`s: pairs of pure functions that add up."""
 
 from jaxrobust.objectives._base import Forward, add, from_loss, from_module, scale
+from jaxrobust.objectives._lp import lp_robust
 from jaxrobust.objectives._madry import madry
 from jaxrobust.objectives._standard import cross_entropy, hinge
 
-__all__ = ["Forward", "add", "cross_entropy", "from_loss", "from_module", "hinge", "madry", "scale"]
+__all__ = [
+    "Forward",
+    "add",
+    "cross_entropy",
+    "from_loss",
+    "from_module",
+    "hinge",
+    "lp_robust",
+    "madry",
+    "scale",
+]
