@@ -190,6 +190,8 @@ class MarginBound:
         eps: Its radius.
         method: Name of the bound.
         proof: Why it holds, in words: what it relaxes, where rounding is accounted for.
+        gap: `(batch, classes)` by how much an exact solution of the same relaxation could at most
+            raise each margin, for bounds that an iterative solver finds; None for closed forms.
     """
 
     margins: np.ndarray
@@ -197,6 +199,7 @@ class MarginBound:
     eps: float
     method: str
     proof: str
+    gap: np.ndarray | None = None
 
     @property
     def certified(self) -> np.ndarray:

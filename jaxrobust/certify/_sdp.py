@@ -1,0 +1,227 @@
+"""The semidefinite certificate of paper 003 for networks with one hidden layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Array
+
+from jaxrobust.certify import _common
+from jaxrobust.certify._enclosure import Region, down, margins_over, up
+from jaxrobust.certify._pairs import TwoLayers, class_pairs, two_layers
+from jaxrobust.certify._sdp_proof import pair_matrix, scaled_upper, shifted_upper
+from jaxrobust.certify._sdp_solvers import Solved, by_interior_point, by_mixing
+from jaxrobust.identity import digest
+from jaxrobust.layers import Dense, Layer
+from jaxrobust.linalg import raised
+from jaxrobust.types import Images, Labels, MarginBound
+
+SOLVERS = ("mixing", "dual")
+
+
+@dataclasses.dataclass(frozen=True)
+class SdpConstants:
+    """What the certificate needs of a network, whichever the images and eps.
+
+    Attributes:
+        upper: `(classes, classes)` symmetric: `f_i - f_j` changes by at most `eps / 4 upper[i, j]`
+            over a linf ball. Proved; `inf` where that failed.
+        lower: `(classes, classes)`: values that the programs' optima are not below, but for
+            rounding; `-inf` where no solver ran.
+        left: `(pairs, 1 + hidden)` duals, pairs i < j in the order of `np.triu_indices`.
+        right: `(pairs, inputs)` duals.
+        network: Checksum of the weights they belong to.
+    """
+
+    upper: np.ndarray
+    lower: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    network: str
+
+    @property
+    def gap(self) -> float:
+        """Largest `1 - lower / upper` over the pairs; infinite where one is not bounded at all."""
+        first, second = class_pairs(len(self.upper))
+        upper, lower = self.upper[first, second], self.lower[first, second]
+        if not (np.isfinite(upper).all() and np.isfinite(lower).all()):
+            return math.inf
+        positive = upper > 0
+        return float(np.max(1.0 - lower[positive] / upper[positive], initial=0.0))
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to an npz file; `load_sdp_constants` reads and proves it again."""
+        with Path(path).open("wb") as file:
+            np.savez(file, **dataclasses.asdict(self))
+
+
+def sdp_constants(
+    layers: Sequence[Layer],
+    *,
+    solver: Literal["mixing", "dual"] = "mixing",
+    tol: float = 1e-4,
+    duals: tuple[Any, Any] | None = None,
+) -> SdpConstants:
+    """Solve the program of every pair of classes, and prove an upper side of each.
+
+    Args:
+        layers: `Dense, Relu | Sigmoid, Dense`, or one `Dense`; `Flatten` may stand in front.
+        solver: "mixing", block mixing (`linalg.mixing`) with its closed-form dual, nine pairs at
+            once; "dual", an interior-point method on the paper's dual (Eq. 14), slower and exact
+            to any `tol`.
+        tol: Relative gap between the proved bound and a feasible value at which a pair is done.
+            Mixing stops short of gaps near float32's 1e-6, or after 19,000 sweeps.
+        duals: `(left, right)` as in `SdpConstants`, real numbers of any origin: nothing is solved,
+            and the smaller of what both forms of the dual prove is taken.
+
+    Returns:
+        The constants. A pair for which nothing could be proved (weights that are not finite) has
+        an upper side of `inf`.
+
+    Raises:
+        ValueError: For traced arrays; for other networks (deeper or convolutional ones are for
+            `certify.lp`); for an unknown solver, a tolerance that is not positive, misshapen duals.
+
+    References:
+        Raghunathan, Steinhardt and Liang, Certified Defenses against Adversarial Examples, ICLR
+        2018 (paper 003), Eq. 10, 11 and 14. Eq. 9 is corrected (see `pair_matmul`), sigmoids have
+        the paper's factor 1/4, and the solver and the proof in floating point are ours.
+
+    >>> from jaxrobust.layers import Dense, Relu
+    >>> layers = [Dense(np.array([[1.0], [-1.0]]), np.zeros(1)), Relu(),
+    ...           Dense(np.array([[1.0, 0.0]]), np.zeros(2))]
+    >>> round(sdp_constants(layers).upper[0, 1] / 4, 3)  # the slope in each input is at most 1
+    2.0
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}; got {solver!r}")
+    if not tol > 0:
+        raise ValueError(f"tol must be positive; got {tol}")
+    network = two_layers(_common.on_host(layers))
+    classes = network.last.shape[1]
+    pairs = list(zip(*(side.tolist() for side in class_pairs(classes)), strict=True))
+    if duals is not None:
+        solved = _given(network, pairs, duals)
+    elif solver == "mixing":
+        solved = by_mixing(network, pairs, tol)
+    else:
+        solved = [by_interior_point(pair_matrix(network, i, j)[0], tol) for i, j in pairs]
+    upper, lower = np.zeros((classes, classes)), np.zeros((classes, classes))
+    for (i, j), pair in zip(pairs, solved, strict=True):
+        formed = pair_matrix(network, i, j)[1]
+        bound = float(raised(pair.upper + formed, 2))
+        upper[i, j] = upper[j, i] = bound if bound >= 0 else np.inf  # NaN is no bound
+        lower[i, j] = lower[j, i] = pair.lower
+    left, right = np.stack([s.left for s in solved]), np.stack([s.right for s in solved])
+    return SdpConstants(upper, lower, left, right, _checksum(network))
+
+
+def load_sdp_constants(path: str | Path, layers: Sequence[Layer]) -> SdpConstants:
+    """Constants written by `SdpConstants.save`, their duals proved again for these layers.
+
+    The bounds in the file are not believed, so a damaged file gives a valid bound or none.
+
+    Args:
+        path: The file.
+        layers: The network.
+
+    Raises:
+        ValueError: If the file is no such file, or belongs to another network.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            left, right, lower = stored["left"], stored["right"], stored["lower"]
+            network = str(stored["network"])
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"path must hold constants written by save; {path}: {error}") from error
+    if network != _checksum(two_layers(_common.on_host(layers))):
+        raise ValueError(f"path must hold constants of these layers; {path} has another network's")
+    proved = sdp_constants(layers, duals=(left, right))
+    return dataclasses.replace(proved, lower=np.minimum(lower, proved.upper))
+
+
+def sdp(
+    layers: Sequence[Layer],
+    x: Images,
+    y: Labels,
+    *,
+    eps: float | Array,
+    solver: Literal["mixing", "dual"] = "mixing",
+    tol: float = 1e-4,
+    constants: SdpConstants | None = None,
+) -> MarginBound:
+    """Lower bounds of the margins over linf balls by semidefinite programming.
+
+    `f_y(x') - f_i(x') >= f_y(x) - f_i(x) - eps / 4 S_iy`, with S_iy an upper side of the program of
+    paper 003 for the pair. It bounds the gradient everywhere, so one solve serves all images and
+    every eps; the box is not used. Exact for one affine layer (Eq. 2).
+
+    Args:
+        layers: `Dense, Relu | Sigmoid, Dense`, or one `Dense`; `Flatten` may stand in front.
+        x: `(batch, *dims)` images.
+        y: `(batch,)` true classes.
+        eps: Linf radius in pixel units, one number.
+        solver: See `sdp_constants`.
+        tol: See `sdp_constants`.
+        constants: What `sdp_constants(layers)` returned; solved here where None.
+
+    Returns:
+        Margins over the ball, `-inf` where nothing is proved. `gap` says how much of each is the
+        solver's: the relaxation's own optimum lies within `[margins, margins + gap]`.
+
+    Raises:
+        ValueError: As `sdp_constants`; for constants of another network; for images, labels and
+            eps as the other certificates.
+
+    References: paper 003, Eq. 11.
+
+    >>> from jaxrobust.layers import Dense
+    >>> layers = [Dense(np.array([[1.0, -1.0], [0.5, 0.0]]), np.zeros(2))]
+    >>> sdp(layers, np.array([[0.5, 0.5]]), np.array([0]), eps=0.1).margins.round(6)
+    array([[inf,  1. ]])
+    """
+    problem = _common.read(layers, x, y, eps, "linf")
+    network = two_layers(_common.on_host(layers))
+    if constants is None:
+        constants = sdp_constants(layers, solver=solver, tol=tol)
+    elif constants.network != _checksum(network):
+        raise ValueError("constants must be those of these layers; got another network's")
+    margins = np.empty((len(problem.x), len(problem.last.bias)))
+    loss = up(up(problem.eps * constants.upper[problem.y]) / 4)
+    for rows, x_rows, y_rows in _common.in_chunks(problem):
+        clean = margins_over(problem, Region(x_rows, x_rows), y_rows)
+        margins[rows] = clean if problem.eps == 0 else down(clean - loss[rows])
+    margins[np.isnan(margins)] = -np.inf
+    slack = problem.eps / 4 * (constants.upper - constants.lower)[problem.y]
+    proof = (
+        "semidefinite relaxation of the margins' gradient over all inputs (paper 003, Eq. 11, with "
+        "Eq. 9 corrected); each dual is made feasible by a float64 Cholesky factorisation with its "
+        f"rounding added; {_common.ROUNDING}"
+    )
+    return MarginBound(margins, "linf", problem.eps, "sdp", proof, gap=slack)
+
+
+def _given(
+    network: TwoLayers, pairs: list[tuple[int, int]], duals: tuple[Any, Any]
+) -> list[Solved]:
+    """What given duals prove."""
+    hidden = network.kernel.shape[1]
+    shapes = [(len(pairs), 1 + hidden), (len(pairs), len(network.kernel))]
+    left, right = (np.asarray(side, np.float64) for side in duals)
+    if [left.shape, right.shape] != shapes:
+        raise ValueError(f"duals must have shapes {shapes}; got {[left.shape, right.shape]}")
+    solved = []
+    for (i, j), p, q in zip(pairs, left, right, strict=True):
+        matrix, _ = pair_matrix(network, i, j)
+        bound = min(scaled_upper(matrix, p, q), shifted_upper(matrix, p, q))
+        solved.append(Solved(p, q, -np.inf, bound))
+    return solved
+
+
+def _checksum(network: TwoLayers) -> str:
+    return digest([network.kernel, network.last, np.asarray(network.slopes)])
