@@ -224,7 +224,7 @@ def test_a_convolution_gives_what_its_matrix_gives(strides, padding):
     np.testing.assert_allclose(one, two, rtol=0, atol=1e-10)
     loose = certify.interval(as_conv, x, y, eps=0.05).margins
     assert one[one < np.inf].mean() > loose[loose < np.inf].mean()
-    traced = certify.lp_margins(single(as_conv), jnp.asarray(x, jnp.float32), y, eps=0.05)
+    traced = jax.jit(certify.lp_margins)(single(as_conv), jnp.asarray(x, jnp.float32), y, eps=0.05)
     np.testing.assert_allclose(traced, one, atol=1e-4)
 
 
@@ -393,7 +393,7 @@ def test_many_radii_at_once():
     layers = single(mlp(rng, (6, 8, 7, 3)))
     x, y = jnp.asarray(rng.uniform(size=(4, 6)), jnp.float32), jnp.array([0, 1, 2, 0])
     radii = jnp.array([0.0, 0.05, 0.1])
-    swept = jax.vmap(lambda e: certify.lp_margins(layers, x, y, eps=e))(radii)
+    swept = jax.jit(jax.vmap(lambda e: certify.lp_margins(layers, x, y, eps=e)))(radii)
     for eps, margins in zip(radii, swept, strict=True):
         np.testing.assert_allclose(margins, certify.lp(layers, x, y, eps=eps).margins, atol=1e-5)
 
@@ -411,7 +411,7 @@ def test_gradients_are_finite_where_units_are_dead_or_exactly_at_the_kink(eps):
     bias = layers[0].bias.at[:3].set(jnp.array([0.0, -5.0, 5.0]))
     layers = [Dense(kernel, bias), *layers[1:]]
     x, y = jnp.asarray(rng.integers(0, 2, (5, 4)), jnp.float32), jnp.array([0, 1, 2, 0, 1])
-    grads = jax.grad(total, argnums=(0, 1, 3))(layers, x, y, eps)
+    grads = jax.jit(jax.grad(total, argnums=(0, 1, 3)))(layers, x, y, eps)
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert jnp.abs(grads[0][0].kernel).max() > 0
 
@@ -456,7 +456,8 @@ def test_the_objective_is_the_cross_entropy_of_the_worst_logits():
     params, batch = objective_case(rng)
     objective = objectives.lp_robust(linear_forward, lambda params: params, eps=0.05)
     state = objective.init(params, KEY)
-    out, _ = objective.value_and_grad(params, {}, state, batch, key=KEY)
+    at = jax.jit(lambda params, batch: objective.value_and_grad(params, {}, state, batch, key=KEY))
+    out, _ = at(params, batch)
     bound = certify.lp(params, batch.x, np.asarray(batch.y), eps=0.05)
     loss = np.log(1 + np.exp(-bound.margins).sum(1))  # exp(-inf) = 0 at the true class
     assert out.loss == pytest.approx(loss.mean(), abs=1e-5)
@@ -468,8 +469,7 @@ def test_the_objective_is_the_cross_entropy_of_the_worst_logits():
         params, batch = jax.tree.map(
             lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, (params, batch)
         )
-        at = jax.jit(lambda p: objective.value_and_grad(p, {}, state, batch, key=KEY))
-        check_gradient(lambda p: at(p)[0].loss, at(params)[1], params, rng)
+        check_gradient(lambda p: at(p, batch)[0].loss, at(params, batch)[1], params, rng)
 
 
 def test_the_objective_follows_a_schedule_of_eps():
@@ -477,8 +477,9 @@ def test_the_objective_follows_a_schedule_of_eps():
     warmup = optax.linear_schedule(0.0, 0.1, 4)
     objective = objectives.lp_robust(linear_forward, list, eps=0.1, eps_schedule=warmup)
     state, seen = objective.init(params, KEY), []
+    at = jax.jit(lambda state: objective.value_and_grad(params, {}, state, batch, key=KEY))
     for _ in range(6):
-        out, _ = objective.value_and_grad(params, {}, state, batch, key=KEY)
+        out, _ = at(state)
         state = out.state
         seen.append((float(out.metrics["eps"]), float(out.loss)))
     radii, losses = zip(*seen, strict=True)
