@@ -11,7 +11,7 @@ from jaxtyping import Array
 from jaxrobust.certify._common import ROUNDING, in_chunks, read
 from jaxrobust.certify._enclosure import Region, differences, down, dual_norms, margins_over
 from jaxrobust.layers import Conv, Dense, Layer, Sigmoid
-from jaxrobust.linalg import frobenius_upper, raised, sigma_max_upper
+from jaxrobust.linalg import frobenius_upper, proved_upper, raised
 from jaxrobust.types import Images, Labels, MarginBound
 
 
@@ -131,7 +131,7 @@ def _bound(
 def _spectral_norm(layer: Dense | Conv, shape: tuple[int, ...]) -> float:
     kernel = layer.kernel
     if isinstance(layer, Dense):
-        return min(sigma_max_upper(kernel), _frobenius_norm(layer, shape))
+        return min(proved_upper(kernel), _frobenius_norm(layer, shape))
     height, width, _, outputs = kernel.shape
     rows, columns = layer.strides
     weights = np.abs(kernel)
@@ -144,7 +144,7 @@ def _spectral_norm(layer: Dense | Conv, shape: tuple[int, ...]) -> float:
     )
     by_sums = raised(math.sqrt(to_output) * math.sqrt(from_pixel), kernel.size + 4)
     patches = math.ceil(height / rows) * math.ceil(width / columns)
-    by_patches = math.sqrt(patches) * sigma_max_upper(kernel.reshape(-1, outputs))
+    by_patches = math.sqrt(patches) * proved_upper(kernel.reshape(-1, outputs))
     least = min(raised(by_patches, 4), _frobenius_norm(layer, shape))
     return min(by_sums, least) if math.isfinite(by_sums) else least
 
