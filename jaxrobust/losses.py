@@ -56,6 +56,32 @@ def hinge(outputs: PyTree, y: Int[Array, ""]) -> Float[Array, ""]:
 
 
 @dataclasses.dataclass(frozen=True)
+class generalized_cross_entropy:  # noqa: N801 - reads as the function it is
+    """`(1 - p_y^q) / q`, p the softmax: between cross-entropy (q to 0) and `1 - p_y` (q = 1).
+
+    Bounded by 1 / q, so that hopeless examples lose their weight.
+
+    Args:
+        q: In (0, 1].
+
+    References: Zhang and Sabuncu, arXiv:1805.07836, Eq. 6 (there against noisy labels).
+
+    >>> float(generalized_cross_entropy(1.0)(jnp.array([0.0, 0.0]), jnp.array(0)))
+    0.5
+    """
+
+    q: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 0 < self.q <= 1:
+            raise ValueError(f"q must lie in (0, 1]; got {self.q}")
+
+    def __call__(self, outputs: PyTree, y: Any) -> Array:
+        """The loss at the true class `y`."""
+        return -jnp.expm1(-self.q * cross_entropy(outputs, y)) / self.q
+
+
+@dataclasses.dataclass(frozen=True)
 class targeted:  # noqa: N801 - reads as the function it is: targeted(loss)
     """Turn a loss into its targeted form: y becomes the wanted class, and the loss is negated.
 

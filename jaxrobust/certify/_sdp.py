@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from jaxrobust.certify._pairs import TwoLayers, class_pairs, two_layers
 from jaxrobust.certify._sdp_proof import pair_matrix, scaled_upper, shifted_upper
 from jaxrobust.certify._sdp_solvers import Solved, by_interior_point, by_mixing
 from jaxrobust.identity import digest
-from jaxrobust.layers import Dense, Layer
+from jaxrobust.layers import Layer
 from jaxrobust.linalg import raised
 from jaxrobust.types import Images, Labels, MarginBound
 
@@ -75,7 +76,7 @@ def sdp_constants(
             once; "dual", an interior-point method on the paper's dual (Eq. 14), slower and exact
             to any `tol`.
         tol: Relative gap between the proved bound and a feasible value at which a pair is done.
-            Mixing stops short of gaps near float32's 1e-6, or after 19,000 sweeps.
+            Mixing stops short of gaps near float32's 1e-6, or after 19,200 sweeps.
         duals: `(left, right)` as in `SdpConstants`, real numbers of any origin: nothing is solved,
             and the smaller of what both forms of the dual prove is taken.
 
@@ -103,22 +104,14 @@ def sdp_constants(
     if not tol > 0:
         raise ValueError(f"tol must be positive; got {tol}")
     network = two_layers(_common.on_host(layers))
-    classes = network.last.shape[1]
-    pairs = list(zip(*(side.tolist() for side in class_pairs(classes)), strict=True))
+    pairs = _pairs(network)
     if duals is not None:
-        solved = _given(network, pairs, duals)
+        solved = _given(network, duals, (scaled_upper, shifted_upper))
     elif solver == "mixing":
         solved = by_mixing(network, pairs, tol)
     else:
         solved = [by_interior_point(pair_matrix(network, i, j)[0], tol) for i, j in pairs]
-    upper, lower = np.zeros((classes, classes)), np.zeros((classes, classes))
-    for (i, j), pair in zip(pairs, solved, strict=True):
-        formed = pair_matrix(network, i, j)[1]
-        bound = float(raised(pair.upper + formed, 2))
-        upper[i, j] = upper[j, i] = bound if bound >= 0 else np.inf  # NaN is no bound
-        lower[i, j] = lower[j, i] = pair.lower
-    left, right = np.stack([s.left for s in solved]), np.stack([s.right for s in solved])
-    return SdpConstants(upper, lower, left, right, _checksum(network))
+    return _collected(network, solved)
 
 
 def load_sdp_constants(path: str | Path, layers: Sequence[Layer]) -> SdpConstants:
@@ -134,14 +127,15 @@ def load_sdp_constants(path: str | Path, layers: Sequence[Layer]) -> SdpConstant
         ValueError: If the file is no such file, or belongs to another network.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             left, right, lower = stored["left"], stored["right"], stored["lower"]
             network = str(stored["network"])
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"path must hold constants written by save; {path}: {error}") from error
-    if network != _checksum(two_layers(_common.on_host(layers))):
+    read = two_layers(_common.on_host(layers))
+    if network != _checksum(read):
         raise ValueError(f"path must hold constants of these layers; {path} has another network's")
-    proved = sdp_constants(layers, duals=(left, right))
+    proved = _collected(read, _given(read, (left, right), (scaled_upper,)))
     return dataclasses.replace(proved, lower=np.minimum(lower, proved.upper))
 
 
@@ -192,12 +186,14 @@ def sdp(
     elif constants.network != _checksum(network):
         raise ValueError("constants must be those of these layers; got another network's")
     margins = np.empty((len(problem.x), len(problem.last.bias)))
-    loss = up(up(problem.eps * constants.upper[problem.y]) / 4)
-    for rows, x_rows, y_rows in _common.in_chunks(problem):
-        clean = margins_over(problem, Region(x_rows, x_rows), y_rows)
-        margins[rows] = clean if problem.eps == 0 else down(clean - loss[rows])
-    margins[np.isnan(margins)] = -np.inf
-    slack = problem.eps / 4 * (constants.upper - constants.lower)[problem.y]
+    with np.errstate(invalid="ignore", over="ignore"):
+        lost = up(up(problem.eps * constants.upper[problem.y]) / 4)
+        for rows, x_rows, y_rows in _common.in_chunks(problem):
+            clean = margins_over(problem, Region(x_rows, x_rows), y_rows)
+            margins[rows] = down(clean - lost[rows])
+        slack = problem.eps / 4 * (constants.upper - constants.lower)[problem.y]
+    margins[np.isnan(margins)] = -np.inf  # eps = 0 times a bound that is not there, too
+    margins[np.arange(len(margins)), problem.y] = np.inf
     proof = (
         "semidefinite relaxation of the margins' gradient over all inputs (paper 003, Eq. 11, with "
         "Eq. 9 corrected); each dual is made feasible by a float64 Cholesky factorisation with its "
@@ -206,11 +202,16 @@ def sdp(
     return MarginBound(margins, "linf", problem.eps, "sdp", proof, gap=slack)
 
 
+def _pairs(network: TwoLayers) -> list[tuple[int, int]]:
+    first, second = class_pairs(network.last.shape[1])
+    return list(zip(first.tolist(), second.tolist(), strict=True))
+
+
 def _given(
-    network: TwoLayers, pairs: list[tuple[int, int]], duals: tuple[Any, Any]
+    network: TwoLayers, duals: tuple[Any, Any], bounds: tuple[Callable[..., float], ...]
 ) -> list[Solved]:
-    """What given duals prove."""
-    hidden = network.kernel.shape[1]
+    """The least that the bounds make of given duals."""
+    pairs, hidden = _pairs(network), network.kernel.shape[1]
     shapes = [(len(pairs), 1 + hidden), (len(pairs), len(network.kernel))]
     left, right = (np.asarray(side, np.float64) for side in duals)
     if [left.shape, right.shape] != shapes:
@@ -218,9 +219,20 @@ def _given(
     solved = []
     for (i, j), p, q in zip(pairs, left, right, strict=True):
         matrix, _ = pair_matrix(network, i, j)
-        bound = min(scaled_upper(matrix, p, q), shifted_upper(matrix, p, q))
-        solved.append(Solved(p, q, -np.inf, bound))
+        solved.append(Solved(p, q, -np.inf, min(bound(matrix, p, q) for bound in bounds)))
     return solved
+
+
+def _collected(network: TwoLayers, solved: list[Solved]) -> SdpConstants:
+    """Square tables of the pairs, the error of forming each matrix added."""
+    classes = network.last.shape[1]
+    upper, lower = np.zeros((classes, classes)), np.zeros((classes, classes))
+    for (i, j), pair in zip(_pairs(network), solved, strict=True):
+        bound = float(raised(pair.upper + pair_matrix(network, i, j)[1], 2))
+        upper[i, j] = upper[j, i] = bound if bound >= 0 else np.inf  # NaN is no bound
+        lower[i, j] = lower[j, i] = pair.lower
+    left, right = np.stack([s.left for s in solved]), np.stack([s.right for s in solved])
+    return SdpConstants(upper, lower, left, right, _checksum(network))
 
 
 def _checksum(network: TwoLayers) -> str:

@@ -17,8 +17,8 @@ from jaxrobust.certify._sdp_proof import lower, pair_matrix, scaled_upper
 AT_ONCE = 9
 """Pairs that one compiled program mixes together."""
 
-SWEEPS = (300, 600, 1200, 2400, 4800, 9600)
-"""Sweeps of each round; after the last, a pair keeps the gap it has."""
+SWEEPS, ROUNDS = 300, 64
+"""Sweeps between two looks at the gap; and looks, after which a pair keeps the gap it has."""
 
 
 class Solved(NamedTuple):
@@ -53,17 +53,18 @@ def by_mixing(network: TwoLayers, pairs: list[tuple[int, int]], tol: float) -> l
     draw = jax.random.normal(jax.random.key(0), (len(kernel), columns), kernel.dtype)
     rights = [draw] * len(pairs)
     solved: list[Solved] = [Solved(np.empty(0), np.empty(0), -np.inf, np.inf)] * len(pairs)
-    for sweeps in SWEEPS:
+    for _ in range(ROUNDS):
         wanted = [n for n, pair in enumerate(solved) if not pair.within(tol)]
         for first in range(0, len(wanted), AT_ONCE):
             chunk = wanted[first : first + AT_ONCE]
             rows = chunk + chunk[:1] * (AT_ONCE - len(chunk))
-            v = np.stack([network.last[:, pairs[n][0]] - network.last[:, pairs[n][1]] for n in rows])
+            i, j = np.array([pairs[n] for n in rows]).T
+            v = (network.last[:, i] - network.last[:, j]).T
             sizes = np.array([_largest(row) for row in v])
             start = jnp.stack([rights[n] for n in rows])
-            point = _mix(kernel, jnp.asarray(v / sizes[:, None]), start, network.slopes, sweeps)
+            point = _mix(kernel, jnp.asarray(v / sizes[:, None]), start, network.slopes)
             left, right = np.asarray(point.left), np.asarray(point.right)
-            duals = [np.float64(side) for side in (point.left_dual, point.right_dual)]
+            duals = [np.asarray(side, np.float64) for side in (point.left_dual, point.right_dual)]
             for k, n in enumerate(chunk):
                 rights[n] = point.right[k]
                 matrix, _ = pair_matrix(network, *pairs[n])
@@ -130,12 +131,10 @@ def _central_path(a: np.ndarray, tol: float) -> tuple[np.ndarray, float]:
     return c, value
 
 
-@functools.partial(jax.jit, static_argnames=("slopes", "sweeps"))
-def _mix(
-    kernel: Array, v: Array, start: Array, slopes: tuple[float, float], sweeps: int
-) -> linalg.Mixing:
+@functools.partial(jax.jit, static_argnames="slopes")
+def _mix(kernel: Array, v: Array, start: Array, slopes: tuple[float, float]) -> linalg.Mixing:
     def one(v: Array, right: Array) -> linalg.Mixing:
-        return linalg.mixing(pair_matmul(kernel, v, slopes), right, sweeps)
+        return linalg.mixing(pair_matmul(kernel, v, slopes), right, SWEEPS)
 
     return jax.vmap(one)(v, start)
 

@@ -3,16 +3,23 @@
 from jaxrobust.objectives._base import Forward, add, from_loss, from_module, scale
 from jaxrobust.objectives._lp import lp_robust
 from jaxrobust.objectives._madry import madry
+from jaxrobust.objectives._pair_solvers import PairSolver, lanczos_dual, warm_mixing
+from jaxrobust.objectives._sdp import sdp_regularized, sdp_robust
 from jaxrobust.objectives._standard import cross_entropy, hinge
 
 __all__ = [
     "Forward",
+    "PairSolver",
     "add",
     "cross_entropy",
     "from_loss",
     "from_module",
     "hinge",
+    "lanczos_dual",
     "lp_robust",
     "madry",
     "scale",
+    "sdp_regularized",
+    "sdp_robust",
+    "warm_mixing",
 ]

@@ -66,7 +66,7 @@ class DualState(NamedTuple):
         vector: `(D,)`.
     """
 
-    c: Array
+    c: Any
     opt_state: Any
     vector: Array
 
@@ -95,9 +95,7 @@ def lanczos_dual(
         vector = jnp.concatenate([point.left[:, 0], point.right[:, 0]])
         return DualState(c, optimizer.init(c), vector), jnp.sum(c)
 
-    def step(
-        kernel: Array, v: Array, slopes: Slopes, state: DualState
-    ) -> tuple[Array, DualState]:
+    def step(kernel: Array, v: Array, slopes: Slopes, state: DualState) -> tuple[Array, DualState]:
         c = state.c
         matmul = pair_matmul(kernel, v, slopes)
         rows = 1 + len(v)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Key, PyTree
 
 from jaxrobust import losses
@@ -92,9 +91,10 @@ def sdp_robust(
     *,
     eps: float,
     eps_schedule: Callable[[Array], Any] | None = None,
+    loss: Loss = losses.cross_entropy,
     all_pairs: bool = False,
 ) -> Objective:
-    """Cross-entropy on certified worst-case logits `z_i + eps / 4 S_iy`.
+    """A loss of certified worst-case logits `z_i + eps / 4 S_iy`.
 
     Each example weighs the pairs by how much they endanger it, which replaces the weights of
     `sdp_regularized`. Gradients flow through the pairs that a step refreshes, scaled by how seldom
@@ -106,6 +106,8 @@ def sdp_robust(
         solver: `warm_mixing(...)` or `lanczos_dual(...)`.
         eps: Linf radius trained for.
         eps_schedule: An optax schedule, step -> eps, in place of `eps`.
+        loss: Of one example's worst-case logits. `losses.generalized_cross_entropy` gives up on
+            examples out of reach, and so certifies more of the others.
         all_pairs: Refresh every pair at every step.
 
     Returns:
@@ -118,7 +120,7 @@ def sdp_robust(
     def total(outputs: PyTree, y: Array, values: Array, state: PairState) -> Array:
         radius = eps if eps_schedule is None else eps_schedule(state.step)
         worst = logits_of(outputs) + radius / 4 * _square(values)[y]
-        return jnp.mean(jax.vmap(losses.cross_entropy)(worst, y))
+        return jnp.mean(jax.vmap(loss)(worst, y))
 
     return _with_pairs(forward, layers, solver, total, eps, None, all_pairs)
 
