@@ -112,9 +112,7 @@ def test_lambda_max_holds_in_rational_arithmetic(data):
     shift = data.draw(st.sampled_from([0.0, -1e4]))  # negative definite
     matrix = np.tril(square) + np.tril(square, -1).T + shift * np.eye(side)
     upper = Fraction(proved_upper(matrix, "lambda_max", method=data.draw(st.sampled_from(METHODS))))
-    rows = [[Fraction(v) for v in row] for row in matrix.tolist()]
-    shifted = [[upper * (i == j) - v for j, v in enumerate(row)] for i, row in enumerate(rows)]
-    assert positive_semidefinite(shifted)
+    assert positive_semidefinite(rational(-matrix, upper))
 
 
 def altered(kind):
@@ -127,6 +125,8 @@ def altered(kind):
         return {
             "vectors a little off": (values, vectors + 1e-7 * noise),
             "vectors stretched": (values, 1.001 * vectors),
+            "both stretched": (1.001**2 * values, 1.001 * vectors),
+            "both shrunk": (0.999**2 * values, 0.999 * vectors),
             "vectors shrunk": (values, 0.999 * vectors),
             "values too small": (values - 1e-6 * np.abs(values).max(), vectors),
             "the top missing": (np.minimum(values, values[0]), vectors),
@@ -143,8 +143,9 @@ def altered(kind):
 
 @pytest.mark.parametrize(
     "kind",
-    ["vectors a little off", "vectors stretched", "vectors shrunk", "values too small",
-     "the top missing", "one vector twice", "no vectors", "noise", "overflow", "nan", "nan values"],
+    ["vectors a little off", "vectors stretched", "vectors shrunk", "both stretched", "both shrunk",
+     "values too small", "the top missing", "one vector twice", "no vectors", "noise", "overflow",
+     "nan", "nan values"],
 )  # fmt: skip
 def test_eigenvectors_need_not_be_right(kind, monkeypatch):
     monkeypatch.setattr(np.linalg, "eigh", altered(kind))
@@ -157,6 +158,46 @@ def test_eigenvectors_need_not_be_right(kind, monkeypatch):
         assert upper <= frobenius_upper(matrix / scale) * (1 + 1e-12)
         sigma = np.linalg.norm(matrix / scale, 2)
         assert sigma * (1 - 1e-13) <= proved_upper(matrix, method="eigh") / scale
+
+
+@pytest.mark.parametrize("name", ["indefinite", "negative definite", "zero diagonal"])
+def test_the_factorisations_rounding_is_paid_for(name, monkeypatch):
+    """By the theorem, in rational arithmetic: in double precision it is too rare to be met."""
+    runs, factored = linalg._proved._cholesky_runs, []
+
+    def watched(shifted):
+        factored.append(shifted.copy())
+        return runs(shifted)
+
+    monkeypatch.setattr(linalg._proved, "_cholesky_runs", watched)
+    matrix = SYMMETRIC[name] / 2.0 ** math.frexp(np.abs(SYMMETRIC[name]).max())[1]  # as it is seen
+    upper = Fraction(proved_upper(matrix, "lambda_max"))
+    diagonal = [Fraction(v) for v in np.diag(factored[-1]).tolist()]
+    unit = Fraction(2) ** -53
+    mu = max(
+        d + Fraction(a) - unit * d for d, a in zip(diagonal, np.diag(matrix).tolist(), strict=True)
+    )
+    relative = (len(matrix) + 1) * unit / (1 - 2 * (len(matrix) + 1) * unit)
+    assert upper >= mu + unit * max(diagonal) + relative * sum(diagonal)
+
+
+def test_the_rounding_of_the_products_is_paid_for():
+    """A diagonal matrix has exact eigenvectors: what is left is the theorem's rounding."""
+    values = np.linspace(0.5, 1.0, 50)
+    lost = gamma(50) * math.sqrt(50.0)  # times ||V||_F, or the norm of A or AV
+    f, h = lost * math.sqrt(50.0), 2 * lost * np.linalg.norm(values)
+    upper = proved_upper(np.diag(values), "lambda_max", method="eigh")
+    assert 1.0 + f + h <= upper <= 1.0 + 1.1 * (f + h)
+    upper = proved_upper(np.diag(-values), "lambda_max", method="eigh")
+    assert -0.5 * (1 - f) + h <= upper <= -0.5 + 1.1 * (f + h)
+
+
+def rational(matrix, shift=0):
+    """`matrix + shift I`."""
+    rows = matrix.tolist()
+    return [
+        [Fraction(v) + shift * (i == j) for j, v in enumerate(row)] for i, row in enumerate(rows)
+    ]
 
 
 def test_without_eigenvectors_the_frobenius_norm_remains(monkeypatch):

@@ -310,7 +310,7 @@ def _closed(
     def product(consts: tuple[Array, ...], vector: Array) -> Array:
         return jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(vector)[0]
 
-    return product, tuple(closed.consts), start
+    return product, tuple(jnp.asarray(const) for const in closed.consts), start
 
 
 def _started(start: Array) -> Array:
