@@ -3,6 +3,7 @@
 from jaxrobust.objectives._base import Forward, add, from_loss, from_module, scale
 from jaxrobust.objectives._lp import lp_robust
 from jaxrobust.objectives._madry import madry
+from jaxrobust.objectives._norms import frobenius_norm, spectral_norm
 from jaxrobust.objectives._pair_solvers import PairSolver, lanczos_dual, warm_mixing
 from jaxrobust.objectives._sdp import sdp_regularized, sdp_robust
 from jaxrobust.objectives._standard import cross_entropy, hinge
@@ -12,6 +13,7 @@ __all__ = [
     "PairSolver",
     "add",
     "cross_entropy",
+    "frobenius_norm",
     "from_loss",
     "from_module",
     "hinge",
@@ -21,5 +23,6 @@ __all__ = [
     "scale",
     "sdp_regularized",
     "sdp_robust",
+    "spectral_norm",
     "warm_mixing",
 ]

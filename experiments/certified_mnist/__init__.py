@@ -1,0 +1,1 @@
+"""Paper 003 on MNIST: networks trained for a certificate, and every bound on each."""
