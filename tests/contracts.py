@@ -34,13 +34,14 @@ CERTIFICATES = {
     "spectral": jr.certify.spectral,
     "frobenius": jr.certify.frobenius,
     "lp": jr.certify.lp,
+    "sdp": jr.certify.sdp,
 }
 """Every certificate of an explicit network, as `f(layers, x, y, *, eps, norm)`.
 
 One that takes no `norm` speaks of linf.
 """
 
-TIGHT_ON_AFFINE = {("interval", "linf"), ("interval", "l2"), ("interval", "l1"), ("lp", "linf")}
+TIGHT_ON_AFFINE = {("interval", "linf"), ("interval", "l2"), ("interval", "l1"), ("lp", "linf"), ("sdp", "linf")}
 """Certificate and norm where the bound equals the true margin of an affine network."""
 
 EPS = {"linf": 0.1, "l2": 0.5, "l1": 1.5}
