@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from jaxrobust.cli._certify import Certify
 from jaxrobust.cli._demo import Demo
 from jaxrobust.cli._evaluate import Evaluate
 from jaxrobust.cli._report import Render
@@ -17,6 +18,7 @@ Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Certify, tyro.conf.subcommand("certify")]
     | Annotated[Render, tyro.conf.subcommand("report")]
 )
 

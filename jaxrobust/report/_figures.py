@@ -153,15 +153,20 @@ def accuracy_figure(document: Document, norm: str) -> bytes:
                     _point(axes, report, i)
         for eps in sorted(marked):
             axes.axvline(eps, color="#8A939E", lw=0.8, ls=(0, (1, 2)), zorder=0)
-        axes.set_ylim(0, 1.02)
-        axes.set_xlim(left=0)
-        axes.margins(x=0.02)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.set_xlabel(f"eps ({clean_words(norm)})")
-        axes.set_ylabel("accuracy")
+        against_eps(axes, norm, "accuracy")
 
-    return _chart([draw], [2.6], [names, kinds])
+    return chart([draw], [2.6], [names, kinds])
+
+
+def against_eps(axes: Axes, norm: str, ylabel: str) -> None:
+    """The axes of accuracies against the radius."""
+    axes.set_ylim(0, 1.02)
+    axes.set_xlim(left=0)
+    axes.margins(x=0.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlabel(f"eps ({clean_words(norm)})")
+    axes.set_ylabel(ylabel)
 
 
 def training_figure(entry: Entry, index: int) -> bytes | None:
@@ -212,7 +217,7 @@ def training_figure(entry: Entry, index: int) -> bytes | None:
         return panel
 
     panels = [draw(group) for group in groups]
-    return _chart(panels, [1.55] * len(panels), [keys], xlabel="training step")
+    return chart(panels, [1.55] * len(panels), [keys], xlabel="training step")
 
 
 def training_series(entry: Entry) -> dict[tuple[str, str], np.ndarray]:
@@ -396,7 +401,7 @@ def _point(axes: Axes, report: Report, index: int) -> None:
     )  # fmt: skip
 
 
-def _chart(
+def chart(
     panels: list[Callable[[Axes], None]],
     heights: list[float],
     keys: list[list[tuple[Any, str]]],

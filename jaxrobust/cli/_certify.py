@@ -1,0 +1,280 @@
+"""`jaxrobust certify`: one network, several certificates, several radii."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from jaxrobust import certify, data, evaluation, identity, report, train
+from jaxrobust.checks import check_count, check_radius
+from jaxrobust.cli import _common as common
+from jaxrobust.cli._evaluate import Evaluate
+from jaxrobust.layers import Conv, Dense, Layer
+from jaxrobust.types import MarginBound
+
+BOUNDS: dict[str, Callable[..., MarginBound]] = {
+    "sdp": certify.sdp,
+    "lp": certify.lp,
+    **common.BOUNDS,
+}
+CONSTANTS_NAME, MARGINS_NAME = "sdp_constants.npz", "margins.npz"
+FORMAT = 1
+"""Version of the layout of `certify.json`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Certify:
+    """Bound a network with several certificates over several linf radii.
+
+    Give --layers for weights of your own, or --checkpoint for a folder made by `jaxrobust train`.
+    Writes certify.json, margins.npz, certified.svg and, for sdp, sdp_constants.npz.
+    """
+
+    checkpoint: Path | None = None
+    """Folder made by `jaxrobust train`; madry_cnn has pooling, which no bound can read."""
+    layers: Path | None = None
+    """An npz file with arrays 0.kernel, 0.bias, 1.kernel, ... in the order of the layers (gaps in
+    the numbers mean nothing). A kernel (inputs, outputs) is a dense layer, one (height, width,
+    inputs, outputs) a convolution over NHWC images, which may have N.strides (two integers; 1, 1)
+    and N.padding (SAME or VALID; SAME). The activation stands between layers, and images are
+    flattened in row-major order in front of the first dense one."""
+    activation: Literal["relu", "sigmoid"] = "relu"
+    """Activation between the layers of --layers."""
+    data: str | None = None
+    """digits, mnist or another prepared TFDS image set; the checkpoint's own, or digits, where not
+    given."""
+    split: str = "test"
+    """Split in TFDS syntax."""
+    num_examples: int = 1000
+    """Most images to bound, the first of the split."""
+    eps: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
+    """Linf radii, of [0, 1]."""
+    methods: tuple[str, ...] = ()
+    """Some of sdp (at most one hidden layer, dense), lp (ReLU), spectral, frobenius, interval; all
+    that apply to the network where not given."""
+    out: Path = Path("jaxrobust-certificates")
+    """Folder of the results. Constants of sdp found there are proved again, not solved again, if
+    they are this network's."""
+
+    def run(self) -> None:
+        """Bound and report."""
+        eps = self._checked()
+        name, layers, dataset = self._network()
+        test = data.load(dataset, self.split)
+        x, y = test.x[: self.num_examples], test.y[: self.num_examples]
+        clean = _clean(layers, x, y)
+        methods, refused = self._methods(layers, x[:1], y[:1])
+        self.out.mkdir(parents=True, exist_ok=True)
+        solved: _Solved | None = None
+        done: list[tuple[MarginBound, float]] = []
+        with _progress() as step:
+            if "sdp" in methods:
+                step("sdp: the programs of all pairs of classes", None)
+                solved = _constants(layers, self.out / CONSTANTS_NAME)
+            for method in methods:
+                given = {"constants": solved.constants} if solved and method == "sdp" else {}
+                for radius in eps:
+                    step(f"{method} at {radius:g}", len(done) / (len(methods) * len(eps)))
+                    start = time.perf_counter()
+                    bound = BOUNDS[method](layers, x, y, eps=radius, **given)
+                    done.append((bound, time.perf_counter() - start))
+        found = _summary(clean, eps, [bound for bound, _ in done])
+        about = {
+            "network": {
+                "name": name,
+                "layers": [_words(layer) for layer in layers],
+                "checksum": identity.fingerprint(layers),
+            },
+            "data": {"name": dataset, "split": self.split, "num_examples": len(y)},
+            "sdp_constants": solved and solved.described(),
+            "not_applicable": refused,
+            "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()},
+        }
+        _write(self.out, found, done, y, about)
+        _announce(self.out, found, solved, {} if self.methods else refused)
+
+    def _checked(self) -> list[float]:
+        """The radii, rising."""
+        check_count(self.num_examples, "--num-examples")
+        if not self.eps:
+            raise ValueError("--eps must be at least one radius")
+        for radius in self.eps:
+            check_radius(radius, "--eps")
+        for method in self.methods:
+            if method not in BOUNDS:
+                raise ValueError(f"--methods must be some of {', '.join(BOUNDS)}; got {method!r}")
+        if (self.layers is None) == (self.checkpoint is None):
+            raise ValueError("give either --layers or --checkpoint")
+        return sorted(set(self.eps))
+
+    def _network(self) -> tuple[str, list[Layer], str]:
+        """Its name, its layers and the data to bound it on."""
+        if self.layers is not None:
+            layers = common.read_layers(self.layers, self.activation)
+            return self.layers.name, layers, self.data or "digits"
+        subject = Evaluate(checkpoint=self.checkpoint, data=self.data)._load()
+        if subject.layers is None:
+            raise ValueError(
+                f"--checkpoint {self.checkpoint} is {subject.name}, which is not made of layers "
+                "that bounds can read (it has pooling); train mlp or small_cnn"
+            )
+        return subject.name, subject.layers, subject.data
+
+    def _methods(self, layers: list[Layer], x: Any, y: Any) -> tuple[list[str], dict[str, str]]:
+        """Methods to run, and why the others do not apply; one asked for by name has to."""
+        refused = {}
+        for method in BOUNDS:
+            try:
+                if method == "sdp":
+                    certify.two_layers(layers)
+                else:
+                    BOUNDS[method](layers, x, y, eps=0.0)
+            except ValueError as error:
+                refused[method] = str(error)
+        for method in self.methods:
+            if method in refused:
+                raise ValueError(f"--methods {method} does not apply: {refused[method]}")
+        asked = self.methods or BOUNDS
+        return [m for m in BOUNDS if m in asked and m not in refused], refused
+
+
+def _clean(layers: Sequence[Layer], x: Any, y: Any) -> np.ndarray:
+    """Which examples are right, proved at radius 0; refuses a network that does not fit."""
+    try:
+        return certify.interval(layers, x, y, eps=0.0).certified
+    except ValueError as error:
+        names = ", ".join(type(layer).__name__ for layer in layers)
+        raise ValueError(f"{error} (layers: {names})") from error
+
+
+class _Solved(NamedTuple):
+    """Constants of the semidefinite certificate, and where they came from."""
+
+    constants: certify.SdpConstants
+    reused: bool
+    seconds: float
+
+    def described(self) -> dict[str, Any]:
+        """For `certify.json`; the gap is null where a pair of classes is not bounded."""
+        gap = self.constants.gap
+        return {
+            "file": CONSTANTS_NAME,
+            "gap": gap if math.isfinite(gap) else None,
+            "reused": self.reused,
+            "seconds": self.seconds,
+        }
+
+
+def _constants(layers: Sequence[Layer], path: Path) -> _Solved:
+    """The file's, proved again, if they are this network's; else solved, and the file written."""
+    start = time.perf_counter()
+    if path.is_file():
+        # Of another network, or damaged: solved, as if there were none.
+        with contextlib.suppress(ValueError, EOFError):
+            constants = certify.load_sdp_constants(path, layers)
+            return _Solved(constants, True, time.perf_counter() - start)
+    constants = certify.sdp_constants(layers)
+    partial = path.with_name(f".{path.name}.partial")
+    constants.save(partial)
+    partial.replace(path)
+    return _Solved(constants, False, time.perf_counter() - start)
+
+
+def _summary(
+    clean: np.ndarray, eps: list[float], bounds: Sequence[MarginBound]
+) -> report.Certified:
+    """Shares of the examples, in the order of the bounds."""
+    methods: dict[str, list[float]] = {}
+    either = {radius: np.zeros(len(clean), bool) for radius in eps}
+    for bound in bounds:
+        methods.setdefault(bound.method, []).append(float(np.mean(bound.certified)))
+        either[bound.eps] |= bound.certified
+    combined = [float(np.mean(either[radius])) for radius in eps]
+    return report.Certified("linf", len(clean), float(np.mean(clean)), eps, methods, combined)
+
+
+def _write(
+    folder: Path, found: report.Certified, done: Any, y: np.ndarray, about: dict[str, Any]
+) -> None:
+    """Margins, chart, and last the numbers, with the checksum of the margins."""
+    margins = {f"{bound.method}/{bound.eps!r}": bound.margins for bound, _ in done}
+    packed = io.BytesIO()
+    np.savez_compressed(packed, labels=y, **margins)
+    content = {
+        "format": FORMAT,
+        "command": common.command_line(),
+        "created": common.made_at(),
+        "norm": found.norm,
+        "clean_accuracy": found.clean,
+        "bounds": [
+            {
+                "method": bound.method,
+                "eps": bound.eps,
+                "certified_accuracy": float(np.mean(bound.certified)),
+                "seconds": seconds,
+                "proof": bound.proof,
+            }
+            for bound, seconds in done
+        ],
+        "any_method": dict(zip(map(repr, found.eps), found.combined, strict=True)),
+        "arrays": {
+            "file": MARGINS_NAME,
+            "sha256": hashlib.sha256(packed.getvalue()).hexdigest(),
+        },
+        "seed": None,  # nothing is random
+        "environment": evaluation.environment(),
+        **about,
+    }
+    report.write_whole(folder / MARGINS_NAME, packed.getvalue())
+    report.write_whole(folder / "certified.svg", report.certified_figure(found))
+    train.write_json(folder / "certify.json", content)
+
+
+def _announce(
+    folder: Path, found: report.Certified, solved: _Solved | None, refused: dict[str, str]
+) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    report.print_certified(found, console)
+    if solved is not None:
+        how = "read and proved again" if solved.reused else "solved and proved"
+        gap = solved.constants.gap
+        console.print(f"sdp: constants {how} in {solved.seconds:.1f} s, relative gap {gap:.1e}")
+    for method, reason in refused.items():
+        console.print(f"{method} does not apply: {reason}", markup=False)
+    console.print(f"results: {folder / 'certify.json'}", soft_wrap=True, markup=False)
+
+
+def _words(layer: Layer) -> str:
+    """A layer in words.
+
+    >>> _words(Dense(np.ones((3, 2)), np.zeros(2)))
+    'Dense (3, 2)'
+    """
+    name = type(layer).__name__
+    if isinstance(layer, Conv):
+        return f"{name} {layer.kernel.shape}, strides {layer.strides}, {layer.padding}"
+    return f"{name} {layer.kernel.shape}" if isinstance(layer, Dense) else name
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, float | None], None]]:
+    """A line with what is done now and how much is behind it; None where that is not known."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, share: bar.update(
+            task, description=what, total=None if share is None else 1.0, completed=share or 0.0
+        )
