@@ -44,8 +44,8 @@ RECIPES = {
     "Spe": Recipe("spectral", 20, 0.09),
     "AT": Recipe("madry", 12, 0.5),
     "SDP dual": Recipe("dual", 60, 0.01, renew_epochs=12),
-    "SDP mixing": Recipe("mixing", 60, 0.012, renew_epochs=12),
-    "SDP mixing, unweighted": Recipe("mixing", 60, 0.012),
+    "SDP mixing": Recipe("mixing", 60, 0.0095, renew_epochs=12),
+    "SDP mixing, unweighted": Recipe("mixing", 60, 0.0095),
     "SDP robust": Recipe("robust", 40, EPS, "cosine", finish_epochs=30),
     "LP": Recipe("lp", 24, EPS, "cosine"),
 }

@@ -94,7 +94,7 @@ def _evaluate(
             for eps in ATTACKED
         }
     if name == "SDP dual":
-        c = np.float64(fit.objective_state.solver.c)
+        c = np.exp(np.float64(fit.objective_state.solver.log_c))
         rows = 1 + MODEL.features[0]
         trained = jr.certify.sdp_constants(network_layers, duals=(c[:, :rows], c[:, rows:]))
         curves["trained duals"] = {

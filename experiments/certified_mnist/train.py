@@ -110,8 +110,8 @@ def objective(recipe: Recipe, steps: int) -> jr.Objective:
             return o.lp_robust(FORWARD, layers, eps=strength, eps_schedule=rising)
 
 
-DUAL_RATE = 1e-3
-"""Adam's rate of the duals; they are about 0.03 each."""
+DUAL_RATE = 2e-2
+"""Adam's rate of the duals' logarithms, falling to zero."""
 
 
 def schedule(decay: str, steps: int) -> optax.Schedule:
