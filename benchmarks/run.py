@@ -1,4 +1,4 @@
-"""`python -m benchmarks.run speed|evaluate|parity`: a table, as JSON and on the terminal."""
+"""`python -m benchmarks.run speed|evaluate|parity|sdp`: a table, as JSON and on the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import _clock, test_evaluate_speed, test_parity, test_pgd_speed
+from benchmarks import _clock, test_evaluate_speed, test_parity, test_pgd_speed, test_sdp_speed
 
 README = Path(__file__).with_name("README.md")
 
@@ -23,10 +23,12 @@ README = Path(__file__).with_name("README.md")
 class Args:
     """Measure one capability against its rivals; want a quiet machine."""
 
-    which: tyro.conf.Positional[Literal["speed", "evaluate", "parity"]]
-    """speed: PGD; evaluate: survivors only; parity: the same images as Foolbox."""
+    which: tyro.conf.Positional[Literal["speed", "evaluate", "parity", "sdp"]]
+    """speed: PGD; evaluate: survivors only; parity: the same images as Foolbox; sdp: paper 003."""
     checkpoints: Path | None = None
     """Folder with the runs natural and adversarial of experiments.madry_mnist."""
+    network: Path | None = None
+    """For sdp: weights recorded by experiments.certified_mnist."""
     json: Path | None = None
     """Where the numbers go; runs/benchmarks/WHICH.json by default."""
     readme: bool = False
@@ -64,6 +66,8 @@ def main(args: Args) -> None:
 def _measure(args: Args) -> Mapping[str, Sequence[Any]]:
     if args.which == "parity":
         return test_parity.measure(args.seed)
+    if args.which == "sdp":
+        return test_sdp_speed.measure(test_sdp_speed.Setting(args.network), args.rounds)
     if args.which == "speed":
         speed = test_pgd_speed.Setting(
             args.checkpoints, args.batch_size, args.num_steps, seed=args.seed
@@ -82,8 +86,9 @@ def _settings(args: Args) -> dict[str, Any]:
         "speed": ("rounds", "batch_size", "num_steps"),
         "evaluate": ("rounds", "batch_size", "num_images", "num_steps"),
         "parity": (),
+        "sdp": ("rounds",),
     }
-    trained = "trained" if args.checkpoints else "fresh"
+    trained = "trained" if args.checkpoints or args.network else "fresh"
     chosen: dict[str, Any] = {name: getattr(args, name) for name in used[args.which]}
     return chosen if args.which == "parity" else chosen | {"weights": trained}
 
