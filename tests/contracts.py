@@ -41,7 +41,13 @@ CERTIFICATES = {
 One that takes no `norm` speaks of linf.
 """
 
-TIGHT_ON_AFFINE = {("interval", "linf"), ("interval", "l2"), ("interval", "l1"), ("lp", "linf"), ("sdp", "linf")}
+TIGHT_ON_AFFINE = {
+    ("interval", "linf"),
+    ("interval", "l2"),
+    ("interval", "l1"),
+    ("lp", "linf"),
+    ("sdp", "linf"),
+}
 """Certificate and norm where the bound equals the true margin of an affine network."""
 
 EPS = {"linf": 0.1, "l2": 0.5, "l1": 1.5}

@@ -148,7 +148,7 @@ def test_mistakes_are_one_line_and_exit_code_two(tmp_path, args, message):
 
 def test_unknown_options_and_help(tmp_path):
     assert jaxrobust("demo", "--nonsense", cwd=tmp_path).returncode == 2
-    for command in ("demo", "train", "evaluate", "report"):
+    for command in ("demo", "train", "evaluate", "certify", "report"):
         done = jaxrobust(command, "--help", cwd=tmp_path)
         assert done.returncode == 0
         assert "--help" in done.stdout or "-h" in done.stdout

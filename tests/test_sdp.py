@@ -220,7 +220,7 @@ def test_any_duals_bound_every_feasible_point(matrix, left, right):
         assert corners <= upper * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e8, 1e30])
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e8, 1e30, 1e300])
 def test_any_scale_of_the_weights(scale):
     layers = net(5)
     scaled = [Dense(layers[0].kernel * scale, layers[0].bias), *layers[1:]]
@@ -261,9 +261,11 @@ def test_constants_are_saved_and_proved_again(tmp_path):
         content = dict(stored)
     np.savez(path, **(content | {"upper": 0 * content["upper"], "right": content["right"] ** 3}))
     assert (load_sdp_constants(path, layers).upper >= constants.lower).all()
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="path must hold"):
-        load_sdp_constants(path, layers)
+    whole = path.read_bytes()
+    for damaged in (whole[:100], whole[:-30], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="path must hold"):
+            load_sdp_constants(path, layers)
 
 
 @pytest.mark.usefixtures("untyped")

@@ -130,7 +130,7 @@ def load_sdp_constants(path: str | Path, layers: Sequence[Layer]) -> SdpConstant
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             left, right, lower = stored["left"], stored["right"], stored["lower"]
             network = str(stored["network"])
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"path must hold constants written by save; {path}: {error}") from error
     read = two_layers(_common.on_host(layers))
     if network != _checksum(read):

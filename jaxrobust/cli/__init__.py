@@ -1,4 +1,4 @@
-"""The command line: `jaxrobust demo | train | evaluate | report`."""
+"""The command line: `jaxrobust demo | train | evaluate | certify | report`."""
 
 from jaxrobust.cli._main import main
 

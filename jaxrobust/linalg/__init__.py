@@ -9,7 +9,8 @@ from jaxrobust.linalg._eigen import (
     top_eigenpair,
 )
 from jaxrobust.linalg._mixing import Mixing, mixing
-from jaxrobust.linalg._proved import as_float64, frobenius_upper, gamma, proved_upper, raised
+from jaxrobust.linalg._proved import frobenius_upper, proved_upper
+from jaxrobust.linalg._rounding import as_float64, gamma, raised
 
 __all__ = [
     "Eigenpair",

@@ -51,7 +51,8 @@ def mixing(matmul: Callable[[Array], Array], right: Float[Array, "n k"], num_ste
         Bandeira, arXiv:1606.04970 (rank). The program is Eq. 10 of paper 003.
 
     >>> a = jnp.array([[1.0, -2.0], [0.0, 3.0]])
-    >>> round(float(mixing(lambda v: a @ v, jnp.eye(2), 20).value), 4)  # signs can match all entries
+    >>> value = mixing(lambda v: a @ v, jnp.eye(2), 20).value
+    >>> round(float(value), 4)  # twice the sum of the entries: signs can match them all
     12.0
     """
     transposed = jax.linear_transpose(matmul, right)
