@@ -43,7 +43,7 @@ RECIPES = {
     "Fro": Recipe("frobenius", 20, 0.08),
     "Spe": Recipe("spectral", 20, 0.09),
     "AT": Recipe("madry", 12, 0.5),
-    "SDP dual": Recipe("dual", 60, 0.01, renew_epochs=12),
+    "SDP dual": Recipe("dual", 90, 0.01, renew_epochs=20),
     "SDP mixing": Recipe("mixing", 60, 0.0095, renew_epochs=12),
     "SDP mixing, unweighted": Recipe("mixing", 60, 0.0095),
     "SDP robust": Recipe("robust", 40, EPS, "cosine", finish_epochs=30),

@@ -96,7 +96,7 @@ def sdp_constants(
     >>> from jaxrobust.layers import Dense, Relu
     >>> layers = [Dense(np.array([[1.0], [-1.0]]), np.zeros(1)), Relu(),
     ...           Dense(np.array([[1.0, 0.0]]), np.zeros(2))]
-    >>> round(sdp_constants(layers).upper[0, 1] / 4, 3)  # the slope in each input is at most 1
+    >>> round(float(sdp_constants(layers).upper[0, 1]) / 4, 3)  # the slope in each input is at most 1
     2.0
     """
     if solver not in SOLVERS:
@@ -177,7 +177,7 @@ def sdp(
     >>> from jaxrobust.layers import Dense
     >>> layers = [Dense(np.array([[1.0, -1.0], [0.5, 0.0]]), np.zeros(2))]
     >>> sdp(layers, np.array([[0.5, 0.5]]), np.array([0]), eps=0.1).margins.round(6)
-    array([[inf,  1. ]])
+    array([[inf,  1.]])
     """
     problem = _common.read(layers, x, y, eps, "linf")
     network = two_layers(_common.on_host(layers))
