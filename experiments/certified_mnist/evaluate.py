@@ -24,7 +24,7 @@ from jaxrobust.train import write_json
 GRID = (0.0, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 """Radii of the bounds that cost nothing to move."""
 
-ATTACKED = (0.02, 0.05, 0.1, 0.15)
+ATTACKED = (0.05, 0.1, 0.15)
 """Radii of attacks and of the LP bound."""
 
 PUBLISHED = {
@@ -86,9 +86,9 @@ def _evaluate(
     solved = {eps: bounds["sdp"](network_layers, x, y, eps=eps) for eps in ATTACKED}
     if name in RECIPES:
         boxed = {eps: jr.certify.lp(network_layers, x, y, eps=eps) for eps in ATTACKED}
-        free = {eps: jr.certify.lp(network_layers, x, y, eps=eps, box=None) for eps in ATTACKED}
         curves["lp"] = {eps: _error(bound) for eps, bound in boxed.items()}
-        curves["lp, no box"] = {eps: _error(bound) for eps, bound in free.items()}
+        free = jr.certify.lp(network_layers, x, y, eps=EPS, box=None)
+        curves["lp, no box"] = {EPS: _error(free)}
         curves["best of sdp and lp"] = {
             eps: 100 * float(np.mean(~(solved[eps].certified | boxed[eps].certified)))
             for eps in ATTACKED

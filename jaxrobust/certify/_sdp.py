@@ -96,7 +96,7 @@ def sdp_constants(
     >>> from jaxrobust.layers import Dense, Relu
     >>> layers = [Dense(np.array([[1.0], [-1.0]]), np.zeros(1)), Relu(),
     ...           Dense(np.array([[1.0, 0.0]]), np.zeros(2))]
-    >>> round(float(sdp_constants(layers).upper[0, 1]) / 4, 3)  # the slope in each input is at most 1
+    >>> round(float(sdp_constants(layers).upper[0, 1]) / 4, 3)  # slope 1 in each input
     2.0
     """
     if solver not in SOLVERS:
