@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from jaxrobust import checks
+from jaxrobust import checks, files
 from jaxrobust.identity import digest
 from jaxrobust.threat import UNIT_BOX, Box
 from jaxrobust.types import Batch, Images, Labels, Objective, row_keys
@@ -260,12 +260,12 @@ class _Run:
                 raise ValueError(
                     f"directory {directory} already holds a run; resume it or choose another"
                 )
-            stored = read_json(path)
+            stored = files.read_json(path)
             for name, ours in identity.items():
                 if stored.get(name) != ours:
                     raise ValueError(_mismatch(directory, name, stored.get(name), ours))
         else:
-            write_json(path, identity)
+            files.write_json(path, identity)
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self.manager = ocp.CheckpointManager(folder / "checkpoints", options=options)
 
@@ -321,25 +321,6 @@ def ocp_abstract(leaf: Any) -> Any:
     """The form in which orbax wants to be told what to restore."""
     leaf = jnp.asarray(leaf)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    partial.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a run.
-
-    Raises:
-        ValueError: If it is damaged; names it.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _shapes(tree: PyTree) -> dict[str, str]:

@@ -19,7 +19,6 @@ from experiments.certified_mnist import figures
 from experiments.certified_mnist.config import EPS, FRONTIER, HELD_OUT, RECIPES
 from experiments.certified_mnist.train import MODEL, layers, network
 from experiments.madry_mnist.evaluate import commit
-from jaxrobust.train import write_json
 
 GRID = (0.0, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 """Radii of the bounds that cost nothing to move."""
@@ -50,7 +49,7 @@ def record(names: Sequence[str], out: Path, results: Path, data: str, seed: int)
             weights = {f"{i}.{part}": getattr(layer, part)
                 for i, layer in enumerate(layers(fit.params)) for part in ("kernel", "bias")
                 if hasattr(layer, part)}  # fmt: skip
-            np.savez(path.with_suffix(".npz"), **weights)
+            jr.files.write_arrays(path.with_suffix(".npz"), weights)
         found |= {
             "command": f"python -m experiments.certified_mnist --stage evaluate --data {data}",
             "commit": commit(),
@@ -60,7 +59,7 @@ def record(names: Sequence[str], out: Path, results: Path, data: str, seed: int)
             "num_images": len(loaded.y),
             "published_percent": PUBLISHED,
         }
-        write_json(path, found)
+        jr.files.write_json(path, found)
         print(name, json.dumps(found["at_eps"]), flush=True)
     figures.draw(folder)
 

@@ -72,7 +72,7 @@ def table(config: Config, folder: Path, results: Path, command: str) -> None:
         "published_percent": PUBLISHED,
         "measured": numbers,
     }
-    jr.train.write_json(results / "results.json", record)
+    jr.files.write_json(results / "results.json", record)
 
 
 def commit() -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Array
 
+from jaxrobust import files
 from jaxrobust.certify import _common
 from jaxrobust.certify._enclosure import Region, down, margins_over, up
 from jaxrobust.certify._pairs import TwoLayers, class_pairs, two_layers
@@ -57,8 +58,7 @@ class SdpConstants:
 
     def save(self, path: str | Path) -> None:
         """Write everything to an npz file; `load_sdp_constants` reads and proves it again."""
-        with Path(path).open("wb") as file:
-            np.savez(file, **dataclasses.asdict(self))
+        files.write_arrays(Path(path), dataclasses.asdict(self))
 
 
 def sdp_constants(

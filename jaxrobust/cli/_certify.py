@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxrobust import certify, data, evaluation, identity, report, train
+from jaxrobust import certify, data, evaluation, files, identity, report
 from jaxrobust.checks import check_count, check_radius
 from jaxrobust.cli import _common as common
 from jaxrobust.cli._evaluate import Evaluate
@@ -234,9 +234,9 @@ def _write(
         "environment": evaluation.environment(),
         **about,
     }
-    report.write_whole(folder / MARGINS_NAME, packed.getvalue())
-    report.write_whole(folder / "certified.svg", report.certified_figure(found))
-    train.write_json(folder / "certify.json", content)
+    files.write_whole(folder / MARGINS_NAME, packed.getvalue())
+    files.write_whole(folder / "certified.svg", report.certified_figure(found))
+    files.write_json(folder / "certify.json", content)
 
 
 def _announce(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from jaxrobust import attacks, data, objectives, train
+from jaxrobust import attacks, data, files, objectives, train
 from jaxrobust.cli._common import ModelName, NormName, build, default_eps, key_of
 from jaxrobust.threat import Ball
 
@@ -94,10 +94,10 @@ class Train:
         }  # fmt: skip
         path = self.out / "model.json"
         if path.exists():
-            check_same(self.out, train.read_json(path), description)
+            check_same(self.out, files.read_json(path), description)
         else:
             self.out.mkdir(parents=True, exist_ok=True)
-            train.write_json(path, description)
+            files.write_json(path, description)
         params = module.init(init_key, training.x[:1])["params"]
         fitted = train.fit(
             objective, params, optimizer, (training.x[:cut], training.y[:cut]), key=fit_key,

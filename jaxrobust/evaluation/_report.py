@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.evaluation._store import atomically
+from jaxrobust import files
 from jaxrobust.types import Finding
 
 
@@ -158,7 +158,6 @@ class Report:
         """Write `report.json` and `examples.npz` into a folder, each whole or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        columns: dict[str, Any] = self.arrays()
         text = json.dumps(self.summary(), indent=1) + "\n"
-        atomically(folder / "examples.npz", lambda path: np.savez_compressed(path, **columns))
-        atomically(folder / "report.json", lambda path: path.write_text(text))
+        files.write_arrays(folder / "examples.npz", self.arrays(), compress=True)
+        files.write_whole(folder / "report.json", text.encode())

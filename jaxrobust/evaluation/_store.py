@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxrobust import files
 
 
 class Store:
@@ -34,7 +34,7 @@ class Store:
         except json.JSONDecodeError:
             stored = None  # half-written, so nothing was finished under it
         if stored is None:
-            atomically(path, lambda partial: partial.write_text(json.dumps(identity, indent=1)))
+            files.write_json(path, identity)
             return
         for name, ours in identity.items():
             if stored.get(name) != ours:
@@ -60,15 +60,8 @@ class Store:
             return
         path = self._path(stage, batch)
         columns: dict[str, Any] = {"rows": rows, **arrays}
-        atomically(path, lambda partial: np.savez(partial, **columns))
+        files.write_arrays(path, columns)
 
     def _path(self, stage: str, batch: int) -> Path:
         assert self.folder is not None
         return self.folder / f"{zlib.crc32(stage.encode()):08x}-{batch:06d}.npz"
-
-
-def atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file that appears whole or not at all."""
-    partial = path.with_name(f".{os.getpid()}-{path.name}")
-    write(partial)
-    os.replace(partial, path)

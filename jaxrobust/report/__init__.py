@@ -8,7 +8,7 @@ matplotlib, jinja2 and rich are imported when something is drawn, not before.
 """
 
 from jaxrobust.report._certified import Certified, certified_figure, print_certified
-from jaxrobust.report._document import Curve, Document, Entry, load, write_whole
+from jaxrobust.report._document import Curve, Document, Entry, load
 from jaxrobust.report._page import render, save
 from jaxrobust.report._terminal import print_tables
 
@@ -23,5 +23,4 @@ __all__ = [
     "print_tables",
     "render",
     "save",
-    "write_whole",
 ]

@@ -7,13 +7,13 @@ import hashlib
 import io
 import json
 import math
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxrobust import files
 from jaxrobust.evaluation import Report
 
 FORMAT = 1
@@ -143,8 +143,8 @@ def write(document: Document, folder: str | Path) -> None:
         "arrays": {"file": ARRAYS_NAME, "sha256": hashlib.sha256(packed.getvalue()).hexdigest()},
     }
     text = json.dumps(_encoded(content), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    write_whole(folder / ARRAYS_NAME, packed.getvalue())
-    write_whole(folder / JSON_NAME, text.encode())
+    files.write_whole(folder / ARRAYS_NAME, packed.getvalue())
+    files.write_whole(folder / JSON_NAME, text.encode())
 
 
 def load(folder: str | Path) -> Document:
@@ -191,16 +191,6 @@ def load(folder: str | Path) -> Document:
         )
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{JSON_NAME} in {folder} is no complete report: {error!r}") from error
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _entry(content: dict[str, Any], prefix: str, arrays: dict[str, np.ndarray]) -> Entry:

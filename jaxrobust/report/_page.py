@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from jaxrobust.report._document import Document, Entry, load, write, write_whole
+from jaxrobust.files import write_whole
+from jaxrobust.report._document import Document, Entry, load, write
 from jaxrobust.report._tables import doubts, interval_words, main_tables, percent
 
 PAGE_NAME = "index.html"
