@@ -105,12 +105,16 @@ def test_tight_on_affine_networks(name, norm):
 
 
 @certificates
-def test_wrong_labels_are_not_certified_and_nan_weights_fail_closed(certify):
+def test_wrong_labels_are_not_certified_and_weights_must_be_finite(certify):
     _, layers, x, y = problem(4)
     wrong = ((y + 1) % 3).astype(np.int32)
     assert not certify(layers, x, wrong, eps=0.0).certified.any()
-    broken = [*layers[:-1], jr.layers.Dense(layers[-1].kernel * np.nan, layers[-1].bias)]
-    assert not certify(broken, x, y, eps=0.0).certified.any()
+    for value in (np.nan, np.inf):
+        kernel = np.array(layers[-1].kernel)
+        kernel[1, 2] = value
+        broken = [*layers[:-1], jr.layers.Dense(kernel, layers[-1].bias)]
+        with pytest.raises(ValueError, match=r"kernel must be finite; entry \(1, 2\)"):
+            certify(broken, x, y, eps=0.0)
 
 
 @certificates

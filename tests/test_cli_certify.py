@@ -74,7 +74,7 @@ def test_numbers_are_the_librarys(first):
     assert [(row["method"], row["eps"]) for row in found["bounds"]] == [
         (method, eps) for method in METHODS for eps in EPS
     ]
-    either = {eps: np.zeros(60, bool) for eps in EPS}
+    best = dict.fromkeys(EPS, -np.inf)
     with np.load(folder / "out/margins.npz") as margins:
         np.testing.assert_array_equal(margins["labels"], y)
         assert len(margins.files) == 1 + len(found["bounds"])
@@ -87,8 +87,10 @@ def test_numbers_are_the_librarys(first):
             assert row["certified_accuracy"] == bound.certified.mean()
             assert row["proof"] == bound.proof
             assert row["seconds"] >= 0
-            either[row["eps"]] |= bound.certified
-    assert found["any_method"] == {str(eps): rows.mean() for eps, rows in either.items()}
+            best[row["eps"]] = np.maximum(best[row["eps"]], bound.margins)
+    assert found["any_method"] == {
+        str(eps): np.mean((rows > 0).all(1)) for eps, rows in best.items()
+    }
     assert 0 < found["any_method"]["0.005"] <= found["clean_accuracy"] < 1
     assert found["sdp_constants"]["gap"] == constants.gap < 1e-3
     assert not found["sdp_constants"]["reused"]

@@ -221,3 +221,57 @@ def test_generalized_cross_entropy_tends_to_cross_entropy():
     assert float(jr.losses.generalized_cross_entropy(1.0)(logits, y)) == pytest.approx(
         1 - float(jax.nn.softmax(logits)[1]), rel=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda o: o.warm_mixing(0), "num_columns"),
+        (lambda o: o.warm_mixing(3, 0), "num_steps"),
+        (lambda o: o.lanczos_dual(optax.sgd(1.0), 0), "num_steps"),
+        (lambda o: o.sdp_robust(FORWARD, layers, SOLVERS["mixing"], eps=-0.1), "eps"),
+        (
+            lambda o: o.sdp_regularized(
+                FORWARD, layers, SOLVERS["mixing"], weight=float("nan"), eps=0.1
+            ),
+            "weight",
+        ),
+        (
+            lambda o: o.sdp_regularized(
+                FORWARD, layers, SOLVERS["mixing"], weight=0.1, eps=0.1, renew_every=0
+            ),
+            "renew_every",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(objectives)
+
+
+def test_norms_are_norms_and_differentiate():
+    params, batch = start()
+    kernels = [np.float64(layer.kernel) for layer in layers(params) if hasattr(layer, "kernel")]
+    for make, norm in (
+        (objectives.frobenius_norm, lambda k: np.linalg.norm(k)),
+        (
+            functools.partial(objectives.spectral_norm, num_steps=300),
+            lambda k: np.linalg.norm(k, 2),
+        ),
+    ):
+        objective = make(layers, 0.3)
+        out, grads = objective.value_and_grad(
+            params, {}, objective.init(params, KEY), batch, key=KEY
+        )
+        assert float(out.loss) == pytest.approx(0.3 * sum(map(norm, kernels)), rel=1e-4)
+        # Norms are homogeneous: <W, grad> = norm.
+        inner = sum(
+            float(jnp.vdot(a, b))
+            for a, b in zip(*map(jax.tree.leaves, (params, grads)), strict=True)
+        )
+        assert inner == pytest.approx(float(out.loss), rel=1e-3)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    for make in (objectives.frobenius_norm, objectives.spectral_norm):
+        objective = make(layers, 1.0)
+        _, grads = objective.value_and_grad(zero, {}, objective.init(zero, KEY), batch, key=KEY)
+        assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))

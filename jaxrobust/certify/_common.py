@@ -198,6 +198,13 @@ def _to_host(layer: Any, name: str) -> Layer:
             )
     if layer.kernel.ndim != rank or layer.kernel.size == 0:
         raise ValueError(f"{name}.kernel must have shape {form}; got {layer.kernel.shape}")
+    for part in ("kernel", "bias"):
+        bad = np.argwhere(~np.isfinite(getattr(layer, part)))
+        if len(bad):
+            raise ValueError(
+                f"{name}.{part} must be finite; entry {tuple(bad[0].tolist())} of "
+                f"{getattr(layer, part).shape} is {getattr(layer, part)[tuple(bad[0])]}"
+            )
     if layer.bias.shape != layer.kernel.shape[-1:]:
         raise ValueError(
             f"{name}.bias must have shape {layer.kernel.shape[-1:]}, one number for each output "

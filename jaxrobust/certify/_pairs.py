@@ -56,6 +56,8 @@ def two_layers(layers: Sequence[Layer]) -> TwoLayers:
             f"layers must fit: the first Dense has {network.kernel.shape[1]} outputs, the second "
             f"{network.last.shape[0]} inputs"
         )
+    if network.last.shape[1] < 2:
+        raise ValueError("layers must return at least 2 classes; got 1")
     return network
 
 

@@ -20,13 +20,13 @@ from jaxrobust.certify._sdp_proof import pair_matrix, scaled_upper, shifted_uppe
 from jaxrobust.certify._sdp_solvers import Solved, by_interior_point, by_mixing
 from jaxrobust.identity import digest
 from jaxrobust.layers import Layer
-from jaxrobust.linalg import raised
+from jaxrobust.linalg import as_float64, raised
 from jaxrobust.types import Images, Labels, MarginBound
 
 SOLVERS = ("mixing", "dual")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SdpConstants:
     """What the certificate needs of a network, whichever the images and eps.
 
@@ -73,12 +73,13 @@ def sdp_constants(
     Args:
         layers: `Dense, Relu | Sigmoid, Dense`, or one `Dense`; `Flatten` may stand in front.
         solver: "mixing", block mixing (`linalg.mixing`) with its closed-form dual, nine pairs at
-            once; "dual", an interior-point method on the paper's dual (Eq. 14), slower and exact
-            to any `tol`.
+            once; "dual", an interior-point method on the paper's dual (Eq. 14) in float64, slower
+            and good for a `tol` down to about 1e-9.
         tol: Relative gap between the proved bound and a feasible value at which a pair is done.
             Mixing stops short of gaps near float32's 1e-6, or after 19,200 sweeps.
         duals: `(left, right)` as in `SdpConstants`, real numbers of any origin: nothing is solved,
-            and the smaller of what both forms of the dual prove is taken.
+            `solver` and `tol` are not used, and the smaller of what both forms of the dual prove is
+            taken.
 
     Returns:
         The constants. A pair for which nothing could be proved (weights that are not finite) has
@@ -117,7 +118,8 @@ def sdp_constants(
 def load_sdp_constants(path: str | Path, layers: Sequence[Layer]) -> SdpConstants:
     """Constants written by `SdpConstants.save`, their duals proved again for these layers.
 
-    The bounds in the file are not believed, so a damaged file gives a valid bound or none.
+    The bounds in the file are not believed, so a damaged file gives a valid bound or none. The
+    feasible values are: they make the gap, and no margin.
 
     Args:
         path: The file.
@@ -130,12 +132,16 @@ def load_sdp_constants(path: str | Path, layers: Sequence[Layer]) -> SdpConstant
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             left, right, lower = stored["left"], stored["right"], stored["lower"]
             network = str(stored["network"])
+            if lower.dtype != np.float64 or lower.ndim != 2 or not left.ndim == right.ndim == 2:
+                raise ValueError(f"lower has shape {lower.shape} and type {lower.dtype}")
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"path must hold constants written by save; {path}: {error}") from error
     read = two_layers(_common.on_host(layers))
     if network != _checksum(read):
         raise ValueError(f"path must hold constants of these layers; {path} has another network's")
     proved = _collected(read, _given(read, (left, right), (scaled_upper,)))
+    if lower.shape != proved.upper.shape:
+        raise ValueError(f"path must hold constants of these layers; lower has {lower.shape}")
     return dataclasses.replace(proved, lower=np.minimum(lower, proved.upper))
 
 
@@ -162,11 +168,14 @@ def sdp(
         eps: Linf radius in pixel units, one number.
         solver: See `sdp_constants`.
         tol: See `sdp_constants`.
-        constants: What `sdp_constants(layers)` returned; solved here where None.
+        constants: What `sdp_constants(layers)` returned, in place of `solver` and `tol`; where
+            None it is solved here. Give `on_layers` a `partial(sdp, constants=...)`: otherwise each
+            batch of an evaluation solves the network anew.
 
     Returns:
         Margins over the ball, `-inf` where nothing is proved. `gap` says how much of each is the
-        solver's: the relaxation's own optimum lies within `[margins, margins + gap]`.
+        solver's: the relaxation's own optimum lies within `[margins, margins + gap]`, but for the
+        rounding taken off.
 
     Raises:
         ValueError: As `sdp_constants`; for constants of another network; for images, labels and
@@ -192,6 +201,7 @@ def sdp(
             clean = margins_over(problem, Region(x_rows, x_rows), y_rows)
             margins[rows] = down(clean - lost[rows])
         slack = problem.eps / 4 * (constants.upper - constants.lower)[problem.y]
+    slack[np.isnan(slack)] = np.inf
     margins[np.isnan(margins)] = -np.inf  # eps = 0 times a bound that is not there, too
     margins[np.arange(len(margins)), problem.y] = np.inf
     proof = (
@@ -213,7 +223,7 @@ def _given(
     """The least that the bounds make of given duals."""
     pairs, hidden = _pairs(network), network.kernel.shape[1]
     shapes = [(len(pairs), 1 + hidden), (len(pairs), len(network.kernel))]
-    left, right = (np.asarray(side, np.float64) for side in duals)
+    left, right = (as_float64(side, "duals") for side in duals)
     if [left.shape, right.shape] != shapes:
         raise ValueError(f"duals must have shapes {shapes}; got {[left.shape, right.shape]}")
     solved = []
@@ -230,7 +240,7 @@ def _collected(network: TwoLayers, solved: list[Solved]) -> SdpConstants:
     for (i, j), pair in zip(_pairs(network), solved, strict=True):
         bound = float(raised(pair.upper + pair_matrix(network, i, j)[1], 2))
         upper[i, j] = upper[j, i] = bound if bound >= 0 else np.inf  # NaN is no bound
-        lower[i, j] = lower[j, i] = pair.lower
+        lower[i, j] = lower[j, i] = min(pair.lower, bound)  # rounding may cross them
     left, right = np.stack([s.left for s in solved]), np.stack([s.right for s in solved])
     return SdpConstants(upper, lower, left, right, _checksum(network))
 

@@ -10,7 +10,7 @@ from jaxrobust.certify._pairs import TwoLayers
 from jaxrobust.linalg import frobenius_upper, gamma, proved_upper, raised
 
 _FLOOR = 2.0**-40
-"""Least dual of a side relative to its largest: any positive dual is valid, zero is not."""
+"""Least dual of a side relative to about its largest: any positive dual is valid, zero is not."""
 
 
 def pair_matrix(network: TwoLayers, i: int, j: int) -> tuple[np.ndarray, float]:
@@ -115,7 +115,7 @@ def _scaling(duals: np.ndarray) -> tuple[np.ndarray, float]:
     largest = duals.max()
     if largest <= 0:
         duals, largest = np.ones_like(duals), 1.0
-    exponent = math.frexp(largest)[1]  # only proportions matter: keep clear of overflow
-    p = np.ldexp(np.maximum(duals, _FLOOR * largest), -exponent)
+    # Only proportions matter: the largest comes to lie in [1/2, 1).
+    p = np.maximum(np.ldexp(duals, -math.frexp(largest)[1]), _FLOOR)
     r = 1.0 / np.sqrt(p)
     return r, float(raised(np.sum(1.0 / (r * r)), len(r) + 4))

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxrobust.checks import check_count
+
 
 class Mixing(NamedTuple):
     """A low-rank point of the program and the dual read off it.
@@ -55,6 +57,12 @@ def mixing(matmul: Callable[[Array], Array], right: Float[Array, "n k"], num_ste
     >>> round(float(value), 4)  # twice the sum of the entries: signs can match them all
     12.0
     """
+    check_count(num_steps, "num_steps")
+    with jax.default_matmul_precision("highest"):
+        return _mixed(matmul, right, num_steps)
+
+
+def _mixed(matmul: Callable[[Array], Array], right: Array, num_steps: int) -> Mixing:
     transposed = jax.linear_transpose(matmul, right)
 
     def sweep(right: Array, _: None) -> tuple[Array, None]:
@@ -71,5 +79,9 @@ def mixing(matmul: Callable[[Array], Array], right: Float[Array, "n k"], num_ste
 
 def _unit_rows(matrix: Array) -> tuple[Array, Array]:
     """Rows over their norms, and the norms; rows of zeros stay."""
-    norms = jnp.sqrt(jnp.sum(matrix * matrix, axis=1))
-    return matrix / jnp.where(norms > 0, norms, 1.0)[:, None], norms
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(matrix), axis=1, initial=0.0))
+    scale = jnp.where(largest > 0, largest, 1.0)[:, None]  # squares neither over- nor underflow
+    scaled = matrix / scale
+    squares = jnp.sum(scaled * scaled, axis=1)
+    norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+    return scaled / jnp.where(norms > 0, norms, 1.0)[:, None], norms * scale[:, 0]

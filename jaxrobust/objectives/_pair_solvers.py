@@ -11,7 +11,8 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jaxrobust import linalg
-from jaxrobust.certify._pairs import pair_matmul
+from jaxrobust.certify import pair_matmul
+from jaxrobust.checks import check_count
 
 Slopes = tuple[float, float]
 
@@ -40,8 +41,13 @@ def warm_mixing(num_columns: int = 24, num_steps: int = 1) -> PairSolver:
             same optima there.
         num_steps: Sweeps a refresh.
 
+    Raises:
+        ValueError: For counts below 1.
+
     References: ours; `linalg.mixing`.
     """
+    check_count(num_columns, "num_columns")
+    check_count(num_steps, "num_steps")
 
     def init(kernel: Array, v: Array, slopes: Slopes, key: Array) -> tuple[Array, Array]:
         start = jax.random.normal(key, (kernel.shape[0], num_columns), kernel.dtype)
@@ -93,6 +99,7 @@ def lanczos_dual(
     References: paper 003, Eq. 14 and 15, sec. 6.3. How c starts (block mixing) and the logarithm
         are our choice; the paper moves c by the network's Adam.
     """
+    check_count(num_steps, "num_steps")
 
     def init(kernel: Array, v: Array, slopes: Slopes, key: Array) -> tuple[DualState, Array]:
         start = jax.random.normal(key, (kernel.shape[0], 24), kernel.dtype)

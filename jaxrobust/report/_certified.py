@@ -8,7 +8,7 @@ from jaxrobust.report._tables import percent
 from jaxrobust.report._terminal import Printer
 
 ANY = "any method"
-"""What the combination is called: an example counts when at least one method certifies it."""
+"""What the combination is called: each margin is bounded by the method that bounds it best."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Certified:
         clean: Accuracy without a threat.
         eps: Radii, rising.
         methods: Certified accuracy at each radius, by name of the method.
-        combined: The same, of examples that any of the methods certifies.
+        combined: The same, with the best bound of each margin.
 
     >>> Certified("linf", 10, 0.9, [0.1], {"lp": [0.3], "sdp": [0.4, 0.2]}, [0.5])
     Traceback (most recent call last):
