@@ -81,8 +81,9 @@ def read(
     A network that does not end in `Dense` gets the identity as its last layer.
 
     Raises:
-        ValueError: For traced arrays, unknown or misshapen layers, images outside the box, labels
-            out of range, an unknown norm, and a radius that is not one finite number >= 0.
+        ValueError: For traced arrays, unknown or misshapen layers, weights that are not finite,
+            images outside the box, labels out of range, an unknown norm, and a radius that is not
+            one finite number >= 0.
     """
     network = on_host(layers)
     for name, value in (("x", x), ("y", y), ("eps", eps)):
@@ -111,7 +112,8 @@ def on_host(layers: Sequence[Layer]) -> list[Layer]:
     """The layers in float64.
 
     Raises:
-        ValueError: For traced arrays, and for anything that is no sequence of sound layers.
+        ValueError: For traced arrays, weights that are not finite, and anything that is no sequence
+            of layers.
     """
     if isinstance(layers, Layer) or not isinstance(layers, Sequence) or len(layers) == 0:
         raise ValueError(f"layers must be a sequence of at least one layer; got {layers!r}")
