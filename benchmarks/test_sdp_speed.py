@@ -42,7 +42,7 @@ class Setting:
 
     network: Path | None = None
     sizes: tuple[int, int, int] = (784, 500, 10)
-    num_steps: int = 24
+    num_steps: int = 32
     train_steps: int = 20
     dense: int = 17
     rival_sizes: tuple[int, int, int] = (180, 120, 2)
@@ -127,16 +127,19 @@ def residuals(setting: Setting, answer: Any) -> dict[str, float]:
     """Largest residual over the norm, and how far the value is from the dense one."""
     _, _, matrices = setting.nine
     values, vectors = answer
-    spectrum = np.linalg.eigvalsh(matrices[0])
-    scale, top = np.abs(spectrum).max(), spectrum[-1]
-    found = {"below_dense": float(top - values[0]) / scale}
+    spectra = [np.linalg.eigvalsh(m) for m in matrices]
+    norms = [np.abs(spectrum).max() for spectrum in spectra]
+    below = max(
+        (spectrum[-1] - float(w)) / norm
+        for spectrum, w, norm in zip(spectra, values, norms, strict=True)
+    )
     if vectors is None:
-        return {"residual": 0.0} | found
+        return {"residual": 0.0, "below_dense": float(below)}
     left = [
-        np.linalg.norm(m @ np.float64(z) - float(w) * np.float64(z)) / scale
-        for m, w, z in zip(matrices, values, vectors, strict=True)
+        np.linalg.norm(m @ np.float64(z) - float(w) * np.float64(z)) / norm
+        for m, w, z, norm in zip(matrices, values, vectors, norms, strict=True)
     ]
-    return {"residual": float(max(left))} | found
+    return {"residual": float(max(left)), "below_dense": float(below)}
 
 
 def steps(setting: Setting) -> dict[str, Callable[[], Any]]:
@@ -185,31 +188,34 @@ def _step(objective: jr.Objective, params: Any, batch: Batch) -> Callable[[], An
 
 
 def training_gap(setting: Setting, answer: Any) -> dict[str, float]:
-    """How far the values of Eq. 15's duals are from dense ones; 0 where there are none."""
-    state = answer[1].state
-    if not hasattr(state, "solver") or not hasattr(state.solver, "log_c"):
-        return {"value_off": 0.0}
-    return {"value_off": _dual_error(setting)}
+    """How far training's eigenvalues are from dense ones; 0 where there are none.
 
-
-def _dual_error(setting: Setting) -> float:
-    """Largest relative error of `D lambda^+ + sum c` over class 0's pairs, at perturbed duals."""
+    Fifty refreshes of class 0's pairs first, so that the duals and the warm vectors are those of a
+    training and not of a solver. `lambda_off` is relative to the operator's norm, `value_off` is
+    what that does to the dual value.
+    """
+    if not hasattr(getattr(answer[1].state, "solver", None), "log_c"):
+        return {"lambda_off": 0.0, "value_off": 0.0}
     v, c, matrices = setting.nine
     network = two_layers(setting.layers)
+    kernel, slopes = jnp.asarray(network.kernel), network.slopes
     solver = jr.objectives.lanczos_dual(optax.adam(2e-2), setting.train_steps)
-    kernel = jnp.asarray(network.kernel)
-    worst = 0.0
-    step = jax.jit(lambda v, state: solver.step(kernel, v, network.slopes, state))
-    for row, dual, matrix in zip(v, c, matrices, strict=True):
-        state, _ = solver.init(kernel, jnp.asarray(row), network.slopes, KEY)
-        log_c = jnp.log(jnp.asarray(dual)) + 0.05 * jax.random.normal(KEY, dual.shape)
-        value, _ = step(jnp.asarray(row), state._replace(log_c=log_c))
-        moved = np.exp(np.float64(log_c))
-        shifted = matrix + np.diag(np.float64(dual)) - np.diag(moved)
-        top = max(np.linalg.eigvalsh(shifted)[-1], 0.0)
-        true = len(moved) * top + float(moved.sum())
-        worst = max(worst, abs(float(value) - true) / true)
-    return worst
+    keys = jax.random.split(KEY, len(v))
+    state, _ = jax.vmap(lambda v, key: solver.init(kernel, v, slopes, key))(jnp.asarray(v), keys)
+    step = jax.jit(jax.vmap(lambda v, state: solver.step(kernel, v, slopes, state)))
+    for _ in range(50):
+        value, after = step(jnp.asarray(v), state)
+        before, state = state, after
+    off = {"lambda_off": 0.0, "value_off": 0.0}
+    for n, matrix in enumerate(matrices):
+        duals = np.exp(np.float64(before.log_c[n]))
+        spectrum = np.linalg.eigvalsh(matrix + np.diag(np.float64(c[n]) - duals))
+        true = len(duals) * max(spectrum[-1], 0.0) + duals.sum()
+        error = abs(float(value[n]) - true)
+        off["value_off"] = max(off["value_off"], error / true)
+        scaled = error / len(duals) / np.abs(spectrum).max()
+        off["lambda_off"] = max(off["lambda_off"], scaled)
+    return off
 
 
 def solve(setting: Setting) -> dict[str, Callable[[], Any]]:
@@ -268,7 +274,7 @@ def measure(setting: Setting, rounds: int) -> dict[str, list[Row]]:
 @pytest.fixture(scope="module")
 def small() -> Setting:
     """Enough to show that everything runs and agrees."""
-    return Setting(sizes=(30, 20, 10), num_steps=24, dense=1, rival_sizes=(12, 9, 2))
+    return Setting(sizes=(30, 20, 10), num_steps=32, dense=1, rival_sizes=(12, 9, 2))
 
 
 def test_eigenpairs_agree(small: Setting) -> None:
@@ -276,13 +282,14 @@ def test_eigenpairs_agree(small: Setting) -> None:
     for run in eigen(small).values():
         found = residuals(small, jax.block_until_ready(run()))
         assert found["residual"] < 1e-3
-        assert abs(found["below_dense"]) < 1e-4
+        assert abs(found["below_dense"]) < 1e-3
 
 
 @pytest.mark.parametrize("contender", ["hinge alone", "Eq. 15, Lanczos", "Eq. 15, warm mixing"])
 def test_steps(benchmark: Any, small: Setting, contender: str) -> None:
-    """Each makes finite progress."""
+    """Each makes finite progress; Lanczos' values are within a percent of dense ones."""
     params, out = benchmark.pedantic(steps(small)[contender], rounds=2, warmup_rounds=1)
+    assert training_gap(small, (params, out))["value_off"] < 0.01
     assert np.isfinite(out.loss)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
