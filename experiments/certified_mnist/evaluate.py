@@ -33,6 +33,9 @@ PUBLISHED = {
 }
 """Paper 003, sec. 6 and Table 1: errors in percent at eps = 0.1."""
 
+KEPT = ("NT", "SDP dual", "SDP mixing", "SDP robust", "LP")
+"""Networks whose weights are recorded, in the form that `jaxrobust certify --layers` reads."""
+
 SPLITS = {"held-out": f"train[-{HELD_OUT}:]", "test": "test"}
 
 
@@ -45,7 +48,7 @@ def record(names: Sequence[str], out: Path, results: Path, data: str, seed: int)
         path = folder / f"{name.replace(', ', '-').replace(' ', '-').lower()}.json"
         fit = network(name, out, seed)
         found = _evaluate(name, fit, (loaded.x, loaded.y), seed, out / f"judged-{data}")
-        if name in RECIPES and data == "test":
+        if name in KEPT and data == "test":
             weights = {f"{i}.{part}": getattr(layer, part)
                 for i, layer in enumerate(layers(fit.params)) for part in ("kernel", "bias")
                 if hasattr(layer, part)}  # fmt: skip

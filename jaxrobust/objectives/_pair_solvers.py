@@ -86,8 +86,7 @@ def lanczos_dual(
     a dual value but for Lanczos' shortfall, so it lies a little below an upper bound.
 
     The optimiser moves log c: where c itself was moved, by Adam or by plain gradient steps, duals
-    of all sizes could not follow a network that shrinks (a fifth to a third above the solved
-    programs after 20 epochs; with Adam on log c one or two percent).
+    of all sizes could not follow a network that shrinks, and stayed far above the solved programs.
 
     Args:
         optimizer: Of log c, e.g. `optax.adam(2e-2)`: each pair has its own state, moved when the
