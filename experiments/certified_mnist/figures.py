@@ -41,15 +41,19 @@ def draw(folder: Path) -> None:
     if set(pair) <= set(found):
         _lines(folder / "figure-4a.svg", found, pair, ("sdp", "PGD"), "weighted and unweighted")
     figure, axis = plt.subplots(figsize=(5.5, 4), layout="constrained")
-    for name, content in found.items():
-        at = content["at_eps"]
-        if at["sdp"] < 90:
-            axis.plot(at["clean"], at["sdp"], "o", color=COLOURS.get(name, "0.5"))
-            axis.annotate(name, (at["clean"], at["sdp"]), fontsize=7, xytext=(3, 3),
-                textcoords="offset points")  # fmt: skip
+    for family, style in (("mixing", "-"), ("robust", "--")):
+        members = [c["at_eps"] for name, c in found.items() if name.startswith(f"{family}, ")]
+        points = sorted((at["clean"], at["sdp"]) for at in members)
+        if points:
+            clean, certified = zip(*points, strict=True)
+            axis.plot(clean, certified, f".{style}", color="0.6", label=f"{family}, 20 epochs")
+    for name in NAMES:
+        if name in found and found[name]["at_eps"]["sdp"] < 60:
+            at = found[name]["at_eps"]
+            axis.plot(at["clean"], at["sdp"], "o", color=COLOURS[name], label=name)
     axis.plot(4.2, 35, "k*", label="paper 003, SDP-NN")
-    axis.set(xlabel="clean error, %", ylabel="certified error at 0.1, %")
-    axis.legend()
+    axis.set(xlabel="clean error, %", ylabel="SDP-certified error at 0.1, %", ylim=(20, 100))
+    axis.legend(fontsize=7)
     _save(figure, folder / "frontier.svg")
 
 
