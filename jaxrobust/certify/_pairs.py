@@ -110,3 +110,33 @@ def pair_matmul(
         return jnp.concatenate([(low + high) * constant, (high - low) * v[:, None] * hidden])
 
     return matmul
+
+
+def pair_matvec(
+    kernel: Float[Array, "inputs hidden"],
+    v: Float[Array, " hidden"],
+    slopes: tuple[float, float] = (0.0, 1.0),
+) -> Callable[[Float[Array, " rows+inputs"]], Float[Array, " rows+inputs"]]:
+    """`z -> M z` for `M = [[0, A], [A', 0]]` with the A of `pair_matmul`, the rows of A first.
+
+    Args:
+        kernel: As in `pair_matmul`.
+        v: As in `pair_matmul`.
+        slopes: As in `pair_matmul`.
+
+    >>> matvec = pair_matvec(jnp.array([[2.0], [3.0]]), jnp.array([1.0]))
+    >>> matvec(jnp.array([1.0, 0.0, 1.0, 1.0]))
+    Array([5., 5., 2., 3.], dtype=float32)
+    """
+    low, high = slopes
+    total, spread, hidden = low + high, high - low, len(v)
+    transposed = kernel.T  # made once: a product with the transpose takes twice as long
+
+    def matvec(z: Array) -> Array:
+        constant, units, inputs = z[0], z[1 : 1 + hidden], z[1 + hidden :]
+        forward = v * jnp.matmul(inputs, kernel, precision=Precision.HIGHEST)
+        weights = v * (total * constant + spread * units)
+        back = jnp.matmul(weights, transposed, precision=Precision.HIGHEST)
+        return jnp.concatenate([total * jnp.sum(forward)[None], spread * forward, back])
+
+    return matvec

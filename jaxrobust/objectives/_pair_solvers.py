@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jaxrobust import linalg
-from jaxrobust.certify import pair_matmul
+from jaxrobust.certify import pair_matmul, pair_matvec
 from jaxrobust.checks import check_count
 
 Slopes = tuple[float, float]
@@ -111,13 +111,10 @@ def lanczos_dual(
 
     def step(kernel: Array, v: Array, slopes: Slopes, state: DualState) -> tuple[Array, DualState]:
         c = jnp.exp(state.log_c)
-        matmul = pair_matmul(kernel, v, slopes)
-        rows = 1 + len(v)
-        transposed = jax.linear_transpose(matmul, jnp.zeros((kernel.shape[0], 1), c.dtype))
+        product = pair_matvec(kernel, v, slopes)
 
         def matvec(z: Array) -> Array:
-            (below,) = transposed(z[:rows, None])
-            return jnp.concatenate([matmul(z[rows:, None])[:, 0], below[:, 0]]) - c * z
+            return product(z) - c * z
 
         top, vector, _ = linalg.top_eigenpair(matvec, state.vector, num_steps=num_steps, tol=tol)
         value = len(c) * jnp.maximum(top, 0.0) + jnp.sum(c)
