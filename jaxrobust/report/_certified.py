@@ -70,8 +70,8 @@ def print_certified(found: Certified, console: Printer | None = None) -> None:
     console.print(shown)
     clean = percent(found.clean, found.num_examples).replace("\xa0", " ")
     words = (
-        f"{found.num_examples} images, clean accuracy {clean}. {ANY}: an example counts when at "
-        "least one certifies it."
+        f"{found.num_examples} images, clean accuracy {clean}. {ANY}: the best bound of "
+        "each margin."
     )
     console.print(Text(words, style="dim"))
 
