@@ -50,8 +50,7 @@ def warm_mixing(num_columns: int = 24, num_steps: int = 1) -> PairSolver:
     check_count(num_steps, "num_steps")
 
     def init(kernel: Array, v: Array, slopes: Slopes, key: Array) -> tuple[Array, Array]:
-        start = jax.random.normal(key, (kernel.shape[0], num_columns), kernel.dtype)
-        point = linalg.mixing(pair_matmul(kernel, v, slopes), start, 50)
+        point = _roughly_solved(kernel, v, slopes, key, num_columns)
         return point.right, point.value
 
     def step(kernel: Array, v: Array, slopes: Slopes, right: Array) -> tuple[Array, Array]:
@@ -101,8 +100,7 @@ def lanczos_dual(
     check_count(num_steps, "num_steps")
 
     def init(kernel: Array, v: Array, slopes: Slopes, key: Array) -> tuple[DualState, Array]:
-        start = jax.random.normal(key, (kernel.shape[0], 24), kernel.dtype)
-        point = linalg.mixing(pair_matmul(kernel, v, slopes), start, 50)
+        point = _roughly_solved(kernel, v, slopes, key, 24)
         duals = jnp.concatenate([point.left_dual, point.right_dual])
         # A dead unit's dual is zero; a millionth of the mean costs nothing and can come back.
         log_c = jnp.log(jnp.maximum(duals, 1e-6 * jnp.mean(duals) + 1e-30))
@@ -124,3 +122,11 @@ def lanczos_dual(
         return value, jax.lax.stop_gradient(after)
 
     return PairSolver(init, step)
+
+
+def _roughly_solved(
+    kernel: Array, v: Array, slopes: Slopes, key: Array, num_columns: int
+) -> linalg.Mixing:
+    """Where both solvers start: fifty sweeps from a random draw."""
+    start = jax.random.normal(key, (kernel.shape[0], num_columns), kernel.dtype)
+    return linalg.mixing(pair_matmul(kernel, v, slopes), start, 50)
