@@ -3,9 +3,12 @@
 from jaxrobust.objectives._base import Forward, add, from_loss, from_module, scale
 from jaxrobust.objectives._lp import lp_robust
 from jaxrobust.objectives._madry import madry
+from jaxrobust.objectives._noise import gaussian_augmentation
 from jaxrobust.objectives._norms import frobenius_norm, spectral_norm
 from jaxrobust.objectives._pair_solvers import PairSolver, lanczos_dual, warm_mixing
 from jaxrobust.objectives._sdp import sdp_regularized, sdp_robust
+from jaxrobust.objectives._smooth_adv import smooth_adv
+from jaxrobust.objectives._stability import stability
 from jaxrobust.objectives._standard import cross_entropy, hinge
 
 __all__ = [
@@ -16,6 +19,7 @@ __all__ = [
     "frobenius_norm",
     "from_loss",
     "from_module",
+    "gaussian_augmentation",
     "hinge",
     "lanczos_dual",
     "lp_robust",
@@ -23,6 +27,8 @@ __all__ = [
     "scale",
     "sdp_regularized",
     "sdp_robust",
+    "smooth_adv",
     "spectral_norm",
+    "stability",
     "warm_mixing",
 ]

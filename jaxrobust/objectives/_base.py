@@ -7,10 +7,11 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Key, PyTree
 
 from jaxrobust.losses import Loss
-from jaxrobust.types import Batch, Objective, Out, logits_of
+from jaxrobust.types import Batch, LogitsFn, Objective, Out, logits_of
 
 Forward: TypeAlias = Callable[[PyTree, PyTree, Array], tuple[PyTree, PyTree]]
 """`forward(params, model_state, x) -> (outputs, model_state)`, in training mode."""
@@ -30,6 +31,37 @@ def from_module(apply: Callable[..., Any]) -> Forward:
         return apply({"params": params}, x), model_state
 
     return forward
+
+
+def frozen_model(
+    forward: Forward, eval_forward: Forward | None, params: PyTree, model_state: PyTree
+) -> LogitsFn:
+    """The model as an attack sees it inside a training step: in evaluation mode, and constant.
+
+    Args:
+        forward: The forward function in training mode, which serves where the model has no state.
+        eval_forward: The forward function in evaluation mode, or None.
+        params: The current parameters.
+        model_state: The model's state before the step.
+
+    Raises:
+        ValueError: For a model with a state but no `eval_forward`: attacks look at one image at a
+            time, and batch statistics of one image would take its gradient away.
+
+    >>> frozen_model(lambda p, s, x: (x * p, s), None, 2.0, {})(jnp.ones(1))
+    Array([2.], dtype=float32)
+    """
+    if eval_forward is None and jax.tree.leaves(model_state):
+        raise ValueError(
+            "eval_forward must be given for a model with a state (batch statistics): the "
+            "forward function in evaluation mode, for the attack"
+        )
+    weights = jax.lax.stop_gradient((params, model_state))
+    return Partial(_outputs, Partial(eval_forward or forward), *weights)
+
+
+def _outputs(forward: Forward, params: PyTree, model_state: PyTree, x: Array) -> PyTree:
+    return forward(params, model_state, x)[0]
 
 
 def from_loss(forward: Forward, loss: Loss, accuracy: str = "accuracy") -> Objective:

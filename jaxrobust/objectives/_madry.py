@@ -6,14 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Array, Key, PyTree
 
 from jaxrobust import losses
 from jaxrobust.losses import Loss
-from jaxrobust.objectives._base import Forward, from_loss
+from jaxrobust.objectives._base import Forward, from_loss, frozen_model
 from jaxrobust.threat import Ball
 from jaxrobust.types import Attack, Batch, Objective, Out
 
@@ -70,14 +68,8 @@ def madry(
         *,
         key: Key[Array, ""],
     ) -> tuple[Out, PyTree]:
-        if eval_forward is None and jax.tree.leaves(model_state):
-            raise ValueError(
-                "eval_forward must be given for a model with a state (batch statistics): the "
-                "forward function in evaluation mode, for the attack"
-            )
+        logits_fn = frozen_model(forward, eval_forward, params, model_state)
         eps = ball.eps if eps_schedule is None else eps_schedule(state.step)
-        weights = jax.lax.stop_gradient((params, model_state))
-        logits_fn = Partial(_outputs, Partial(eval_forward or forward), *weights)
         attacked = attack(
             logits_fn, batch.x, batch.y, key=key, ball=dataclasses.replace(ball, eps=eps)
         )
@@ -88,7 +80,3 @@ def madry(
         return out._replace(state=MadryState(state.step + 1), metrics=metrics), grads
 
     return Objective(init, value_and_grad)
-
-
-def _outputs(forward: Forward, params: PyTree, model_state: PyTree, x: Array) -> PyTree:
-    return forward(params, model_state, x)[0]
