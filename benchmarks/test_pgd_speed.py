@@ -136,7 +136,7 @@ def convolutions(setting: Setting) -> dict[str, Callable[[], Any]]:
         return f
 
     def without() -> Any:
-        with mock.patch.object(jr.gradients, "canonical", lambda f: f):
+        with mock.patch("jaxrobust.gradients._vjp.canonical", lambda f: f):
             return attack(plain)
 
     return {"canonical": lambda: attack(jr.gradients.exact), "as differentiated": without}

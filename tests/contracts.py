@@ -23,6 +23,10 @@ ATTACKS = {
     "pgd, margin loss": functools.partial(FEW, loss=jr.losses.margin),
     "pgd, eot gradient": functools.partial(FEW, gradient=jr.gradients.eot(2)),
     "pgd, smoothed gradient": functools.partial(FEW, gradient=jr.gradients.smoothed(0.05, 3)),
+    "pgd, hessian direction": functools.partial(FEW, gradient=jr.gradients.hessian_direction(2)),
+    "second_order": functools.partial(
+        jr.attacks.second_order, sigma=0.05, num_steps=10, num_samples=3
+    ),
     "pgd_trace": lambda *args, **kwargs: jr.attacks.pgd_trace(*args, num_steps=3, **kwargs)[0],
     "first_success": jr.attacks.first_success({"fgsm": jr.attacks.fgsm, "pgd": FEW}, chunk=3),
     "at_eps": jr.attacks.at_eps(FEW, 0.05),

@@ -2,6 +2,7 @@
 
 from jaxrobust.attacks._compose import at_eps, first_success, on_alive, salted
 from jaxrobust.attacks._gradient import Trace, bim, fgsm, pgd, pgd_trace
+from jaxrobust.attacks._second_order import second_order
 
 __all__ = [
     "Trace",
@@ -13,4 +14,5 @@ __all__ = [
     "pgd",
     "pgd_trace",
     "salted",
+    "second_order",
 ]

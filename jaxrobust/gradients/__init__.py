@@ -1,0 +1,25 @@
+"""Gradient estimators: transformations of functions of one example.
+
+A gradient takes `f: (x, key) -> out` on one example (a scalar loss or a vector of logits) and
+returns a function of the same signature whose value and derivative are the estimates. Every search
+differentiates through `vjp`, so an estimator works with every attack.
+"""
+
+from jaxrobust.gradients._canonical import canonical
+from jaxrobust.gradients._estimators import eot, exact, smoothed, step_key
+from jaxrobust.gradients._hessian import hessian_direction, perturbed
+from jaxrobust.gradients._vjp import GRADIENT, Gradient, OneExample, vjp
+
+__all__ = [
+    "GRADIENT",
+    "Gradient",
+    "OneExample",
+    "canonical",
+    "eot",
+    "exact",
+    "hessian_direction",
+    "perturbed",
+    "smoothed",
+    "step_key",
+    "vjp",
+]
