@@ -1,0 +1,1 @@
+"""Second-order attack, smoothing certificates and stability training (paper 000)."""

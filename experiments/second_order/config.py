@@ -1,0 +1,56 @@
+"""The networks of the experiment and how each is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+HELD_OUT = 5000
+"""Last training images, kept for every choice; the test set is used once, at the end."""
+
+BATCH = 128
+RATE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One training, with Adam at 1e-3 falling to zero along a cosine.
+
+    Attributes:
+        data: Data set.
+        method: "natural"; "madry", PGD with 7 steps of 2.5 eps / 7 from a random start; "stability"
+            with gamma 1 (the paper's STN); "gaussian", noise added to every training image, as
+            PixelDP's and Cohen's networks are trained.
+        num_epochs: Passes over the training images in batches of 128.
+        norm: Of the threat (madry).
+        eps: Its radius, in [0, 1] pixels, rising linearly from 0 over the first quarter (madry).
+        sigma: Of the training noise, in [0, 1] pixels (stability, gaussian).
+    """
+
+    data: Literal["mnist", "cifar10"]
+    method: Literal["natural", "madry", "stability", "gaussian"]
+    num_epochs: int
+    norm: Literal["linf", "l2"] = "linf"
+    eps: float = 0.0
+    sigma: float = 0.0
+
+
+SHARED = {"mnist natural": "natural", "mnist madry linf": "adversarial"}
+"""Networks of `experiments.madry_mnist`, cpu preset, by their names there; not trained twice."""
+
+CPU = {
+    "mnist madry l2": Recipe("mnist", "madry", 8, "l2", eps=2.0),
+    "mnist stn 0.2": Recipe("mnist", "stability", 6, sigma=0.2),
+    "mnist stn 0.4": Recipe("mnist", "stability", 6, sigma=0.4),
+    "mnist stn 0.6": Recipe("mnist", "stability", 6, sigma=0.6),
+    "mnist gaussian 0.4": Recipe("mnist", "gaussian", 6, sigma=0.4),
+    "cifar10 natural": Recipe("cifar10", "natural", 10),
+    "cifar10 madry linf": Recipe("cifar10", "madry", 12, "linf", eps=8 / 255),
+    "cifar10 madry l2": Recipe("cifar10", "madry", 12, "l2", eps=0.5),
+    "cifar10 stn 0.1": Recipe("cifar10", "stability", 15, sigma=0.1),
+    "cifar10 stn 0.25": Recipe("cifar10", "stability", 15, sigma=0.25),
+    "cifar10 gaussian 0.25": Recipe("cifar10", "gaussian", 15, sigma=0.25),
+}
+"""Networks trained here, scaled down to two CPU cores: Madry's MNIST network, and on CIFAR-10 a
+small convolutional network in place of the paper's wide ResNet. The numbers of epochs and the radii
+of adversarial training are our choice, and so is every sigma but MNIST's 0.2 and 0.4."""
