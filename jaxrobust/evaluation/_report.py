@@ -149,7 +149,7 @@ class Report:
         """
         radius = self.examples[f"{bound}_radius/{name}" if bound else f"radius/{name}"]
         right = self.examples[f"smoothed_prediction/{name}"] == self.examples["label"]
-        return (right & (radius > np.asarray(eps, np.float64)[..., None])).mean(-1)
+        return np.asarray((right & (radius > np.asarray(eps, np.float64)[..., None])).mean(-1))
 
     def summary(self) -> dict[str, Any]:
         """Everything but the per-example arrays, as JSON can hold it."""
