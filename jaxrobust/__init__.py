@@ -25,7 +25,14 @@ from jaxrobust import (
 from jaxrobust._version import __version__
 from jaxrobust.evaluation import Report, evaluate
 from jaxrobust.threat import Ball, Box
-from jaxrobust.types import Finding, MarginBound, Objective, Randomized, per_example
+from jaxrobust.types import (
+    Finding,
+    MarginBound,
+    Objective,
+    Randomized,
+    SmoothedRadius,
+    per_example,
+)
 
 __all__ = [
     "Ball",
@@ -35,6 +42,7 @@ __all__ = [
     "Objective",
     "Randomized",
     "Report",
+    "SmoothedRadius",
     "__version__",
     "attacks",
     "certify",

@@ -83,6 +83,19 @@ def check_radius(value: Any, name: str, num_rows: int | None = None) -> None:
         raise ValueError(f"{name} must be finite and at least 0; got {value}")
 
 
+def check_sigma(value: Any, box: Box | None = None) -> None:
+    """Refuse a standard deviation that is not one positive number, or far wider than the box."""
+    if np.ndim(value) != 0 or not np.issubdtype(np.asarray(value).dtype, np.number):
+        raise ValueError(f"sigma must be one number; got {value!r}")
+    if not (np.isfinite(value) and value > 0):
+        raise ValueError(f"sigma must be finite and positive; got {value}")
+    if box is not None and value > 2 * (box.high - box.low):
+        raise ValueError(
+            f"sigma must be in the units of x, whose box is [{box.low:g}, {box.high:g}], and at "
+            f"most twice its width; got {value:g}: was it meant for 0-255 images? Divide by 255"
+        )
+
+
 def check_count(value: Any, name: str, least: int = 1) -> None:
     """Refuse a count that is not an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
+from jaxrobust.checks import check_sigma
 from jaxrobust.types import LogitsFn, Randomized, as_partial
 
 
@@ -39,3 +41,36 @@ def normalized(logits_fn: LogitsFn, mean: Any, std: Any) -> LogitsFn:
 
 def _normalized(logits_fn: LogitsFn, mean: Array, std: Array, x: Array, *key: Array) -> PyTree:
     return logits_fn((x - mean.astype(x.dtype)) / std.astype(x.dtype), *key)
+
+
+def gaussian_noise(logits_fn: LogitsFn, sigma: float) -> Randomized:
+    """Add Gaussian noise to a model's input: the noisy classifier that smoothing takes votes of.
+
+    Attack it by `pgd(..., gradient=gradients.eot(n))`, judge it by `evaluate(..., votes=n)`,
+    certify the vote by `certify.smoothing`, which adds the noise itself.
+
+    Args:
+        logits_fn: A model, possibly `Randomized`: it then gets a key of its own.
+        sigma: Standard deviation of the noise in the units of its input.
+
+    Returns:
+        The noisy model; each call draws noise for the whole batch from its key. Noisy images are
+        not clipped to the box.
+
+    Raises:
+        ValueError: If sigma is not finite and positive.
+
+    References: paper 000, Algorithm 1; Cohen et al. 2019.
+
+    >>> noisy = gaussian_noise(lambda x: x, 0.5)
+    >>> noisy(jnp.zeros((2, 3)), jax.random.key(0)).shape
+    (2, 3)
+    """
+    check_sigma(sigma)
+    return Randomized(Partial(_noisy, as_partial(logits_fn), jnp.asarray(sigma)))
+
+
+def _noisy(logits_fn: LogitsFn, sigma: Array, x: Array, key: Array) -> PyTree:
+    noise_key, model_key = jax.random.split(key)
+    x = x + sigma.astype(x.dtype) * jax.random.normal(noise_key, x.shape, x.dtype)
+    return logits_fn(x, model_key) if isinstance(logits_fn, Randomized) else logits_fn(x)

@@ -111,6 +111,17 @@ def logits_of(outputs: PyTree) -> Any:
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
+def predicted_class(logits: Float[Array, "*batch classes"]) -> Int[Array, "*batch"]:
+    """Class of the largest logit; -1 where logits hold NaN or +inf, which predict nothing.
+
+    A logit of -inf rules its class out. Ties go to the lower index.
+
+    >>> predicted_class(jnp.array([[0.0, 1.0], [jnp.nan, 1.0], [-jnp.inf, 0.0]]))
+    Array([ 1, -1,  1], dtype=int32)
+    """
+    return jnp.where(jnp.all(logits < jnp.inf, -1), jnp.argmax(logits, -1), -1)
+
+
 def row_keys(key: Array, num_rows: int) -> Array:
     """One key a row: row i of a single key draws from `fold_in(key, i)`.
 
@@ -205,6 +216,75 @@ class MarginBound:
     def certified(self) -> np.ndarray:
         """`(batch,)` bool: true only where every margin is proved positive."""
         return np.all(self.margins > 0, axis=1)  # NaN compares false: a doubt is no certificate
+
+
+@dataclasses.dataclass(frozen=True)
+class SmoothedRadius:
+    """A probabilistic certificate: l2 radii within which a smoothed classifier keeps its class.
+
+    For each image by itself, the claim fails with probability at most `alpha` over the noise that
+    was drawn. It is about the smoothed classifier, which gives the class that the noisy classifier
+    gives most often; not about the classifier without noise, and not about finitely many votes.
+
+    Attributes:
+        radii: `(batch,)` float64 radius in pixel units by name of the bound, all from the same
+            samples; 0 where abstained.
+        bound: Which of them is the claim.
+        winner: `(batch,)` the class that the votes are for, also where abstained.
+        counts: `(batch, classes)` votes among the n samples that the ends below rest on.
+        p1_low: `(batch,)` lower end of the winner's probability under noise.
+        p2_high: `(batch,)` upper end of every other class's, and of no class at all.
+        sigma: Standard deviation of the noise.
+        alpha: Probability with which the claim may fail.
+        n: Samples an image that the ends rest on, beside any that chose the winner beforehand.
+        interval: Name of the interval that gave the ends.
+        least_n: Least n that could certify anything, when all samples agree.
+        lipschitz: Lipschitz constant in l2 of what stands before the noise.
+        proof: What is claimed and why, in words.
+        norm: Norm of the radii.
+    """
+
+    radii: dict[str, np.ndarray]
+    bound: str
+    winner: np.ndarray
+    counts: np.ndarray
+    p1_low: np.ndarray
+    p2_high: np.ndarray
+    sigma: float
+    alpha: float
+    n: int
+    interval: str
+    least_n: int
+    lipschitz: float
+    proof: str
+    norm: str = "l2"
+
+    @property
+    def radius(self) -> np.ndarray:
+        """`(batch,)` float64: the claimed radius, 0 where abstained."""
+        return self.radii[self.bound]
+
+    @property
+    def abstain(self) -> np.ndarray:
+        """`(batch,)` bool: the samples do not tell which class wins."""
+        return ~(self.p1_low > self.p2_high)
+
+    @property
+    def prediction(self) -> np.ndarray:
+        """`(batch,)` the class that wins; -1 where abstained."""
+        return np.where(self.abstain, -1, self.winner)
+
+    @property
+    def method(self) -> str:
+        """Name of the bound and of its interval."""
+        return f"smoothing, {self.bound}, {self.interval}"
+
+    def certified(self, y: Labels, eps: float) -> np.ndarray:
+        """`(batch,)` bool: class y at every image within eps, the sphere of that radius included.
+
+        So the radius must exceed eps: at its very end the theorems allow a tie.
+        """
+        return (self.prediction == np.asarray(y)) & (self.radius > eps)
 
 
 class Finding(NamedTuple):

@@ -15,7 +15,7 @@ from jaxrobust import checks
 from jaxrobust.layers import Conv, Dense, Flatten, Layer, Relu, Sigmoid
 from jaxrobust.linalg import as_float64
 from jaxrobust.threat import NORMS, Box
-from jaxrobust.types import MarginBound
+from jaxrobust.types import LogitsFn, MarginBound, SmoothedRadius
 
 ROUNDING = (
     "float64 rounding is subtracted throughout, so this holds for the network in real arithmetic "
@@ -73,6 +73,33 @@ def on_layers(bound: Callable[..., MarginBound], layers: Sequence[Layer]) -> Cal
     return certificate
 
 
+def on_model(bound: Callable[..., SmoothedRadius], logits_fn: LogitsFn) -> Callable[..., Any]:
+    """Give a bound on any model the form that `evaluate` wants of a certificate.
+
+    Args:
+        bound: `bound(logits_fn, x, *, key, box)`: `functools.partial(smoothing, sigma=0.5)`, say.
+        logits_fn: The model without the noise that the bound itself adds.
+
+    Returns:
+        `certificate(x, y, *, key, ball) -> SmoothedRadius`; the labels are not used.
+
+    >>> import functools
+    >>> from jaxrobust import certify
+    >>> from jaxrobust.threat import Ball
+    >>> smooth = functools.partial(certify.smoothing, sigma=0.1, n=500)
+    >>> certificate = on_model(smooth, lambda x: x)
+    >>> x, y, key = np.array([[0.9, 0.1]], np.float32), np.array([0]), jax.random.key(0)
+    >>> certificate(x, y, key=key, ball=Ball("l2", 0.2)).certified(y, 0.2)
+    array([ True])
+    """
+
+    def certificate(x: Any, y: Any, *, key: Any, ball: Any) -> SmoothedRadius:
+        del y
+        return bound(logits_fn, x, key=key, box=ball.box)
+
+    return certificate
+
+
 def read(
     layers: Sequence[Layer], x: Any, y: Any, eps: Any, norm: str, box: Box | None = None
 ) -> Problem:
@@ -87,7 +114,7 @@ def read(
     """
     network = on_host(layers)
     for name, value in (("x", x), ("y", y), ("eps", eps)):
-        _refuse_tracers(name, value)
+        refuse_tracers(name, value)
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
     if not (box is None or (isinstance(box, Box) and -math.inf < box.low <= box.high < math.inf)):
@@ -117,7 +144,7 @@ def on_host(layers: Sequence[Layer]) -> list[Layer]:
     """
     if isinstance(layers, Layer) or not isinstance(layers, Sequence) or len(layers) == 0:
         raise ValueError(f"layers must be a sequence of at least one layer; got {layers!r}")
-    _refuse_tracers("layers", layers)
+    refuse_tracers("layers", layers)
     return [_to_host(layer, f"layers[{i}]") for i, layer in enumerate(layers)]
 
 
@@ -152,7 +179,8 @@ def padding_of(size: int, kernel: int, stride: int, padding: str) -> tuple[int, 
     return out, total // 2, total - total // 2
 
 
-def _refuse_tracers(name: str, value: Any) -> None:
+def refuse_tracers(name: str, value: Any) -> None:
+    """Refuse arguments that are traced: certificates need concrete numbers."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
         raise ValueError(
             f"{name} is traced (jit, vmap, grad), but a certificate runs on the host in float64: "

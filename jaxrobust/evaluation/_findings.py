@@ -73,6 +73,28 @@ def failed(name: str, rows: np.ndarray) -> list[Finding]:
     ]
 
 
+def smoothed_contradiction(
+    name: str, certified: np.ndarray, broken: np.ndarray, alpha: float
+) -> list[Finding]:
+    """An example is certified with high probability, and broken."""
+    both = certified & broken
+    if not both.any():
+        return []
+    return [
+        Finding(
+            f"smoothed certificate and broken: {name}", float(both.sum()), alpha * len(both),
+            _first(both),
+            f"{name} certifies, with high probability, examples that an attack broke. This can be "
+            f"chance, and is no proof of a mistake: each certificate may fail with probability "
+            f"{alpha:g}, so up to {alpha * len(both):.3g} of {len(both)} are expected to; and the "
+            "attack was judged on a few noisy votes (or on a model without noise), while the "
+            "certificate speaks of the majority over all noise.",
+            "Evaluate transforms.gaussian_noise of the model with more votes and a new key. What "
+            "stays broken, in larger numbers than the threshold, is a mistake in one of the two.",
+        )
+    ]  # fmt: skip
+
+
 def contradiction(name: str, certified: np.ndarray, broken: np.ndarray) -> list[Finding]:
     """An example is both certified and broken."""
     both = certified & broken

@@ -18,7 +18,14 @@ from jaxtyping import Array
 
 from jaxrobust.evaluation._report import reach
 from jaxrobust.threat import Ball
-from jaxrobust.types import Attack, LogitsFn, Randomized, logits_of, per_example
+from jaxrobust.types import (
+    Attack,
+    LogitsFn,
+    Randomized,
+    logits_of,
+    per_example,
+    predicted_class,
+)
 
 AXIS = "rows"
 
@@ -107,21 +114,16 @@ def _predict(logits_fn: LogitsFn, votes: int, x: Array, keys: Array) -> Array:
     """Predicted class of each row, by majority of `votes` where the model is randomised."""
     model = jax.vmap(per_example(logits_fn))
     if not isinstance(logits_fn, Randomized):
-        return _class_of(logits_of(model(x, keys)))
+        return predicted_class(logits_of(model(x, keys)))
 
     def vote(tally: Array, v: Array) -> tuple[Array, None]:
         logits = logits_of(model(x, jax.vmap(jax.random.fold_in, (0, None))(keys, v)))
-        predicted = _class_of(logits)
+        predicted = predicted_class(logits)
         return tally + jax.nn.one_hot(predicted, tally.shape[-1], dtype=tally.dtype), None
 
     shape = jax.eval_shape(lambda: logits_of(model(x, keys))).shape
     tally, _ = jax.lax.scan(vote, jnp.zeros_like(x, jnp.int32, shape), jnp.arange(votes))
     return jnp.where(jnp.sum(tally, -1) > 0, jnp.argmax(tally, -1), -1)
-
-
-def _class_of(logits: Array) -> Array:
-    # -inf is a way to rule a class out; NaN and +inf predict nothing.
-    return jnp.where(jnp.all(logits < jnp.inf, -1), jnp.argmax(logits, -1), -1)
 
 
 def _sharded(program: Callable[..., Any], devices: tuple[Any, ...]) -> Callable[..., Any]:

@@ -52,6 +52,9 @@ class CertificateRecord:
         proof: Why it holds.
         norm: Norm it speaks of.
         eps: Radius it speaks of.
+        alpha: Probability with which it may fail on one example; None where it is deterministic.
+        n: Samples an example that a probabilistic one rests on.
+        sigma: Standard deviation of the noise of a probabilistic one.
     """
 
     seconds: float
@@ -59,6 +62,14 @@ class CertificateRecord:
     proof: str
     norm: str
     eps: float
+    alpha: float | None = None
+    n: int | None = None
+    sigma: float | None = None
+
+    @property
+    def probabilistic(self) -> bool:
+        """Whether it holds with high probability only."""
+        return self.alpha is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +85,10 @@ class Report:
         robust_accuracy: Right under every attack that was run: the worst case an example.
         accuracy_after: Right after this attack and all before it, by name, in order.
         accuracy_under: Right under this attack alone, by name; empty where `survivors_only`.
-        certified_accuracy: Right and proved to stay so, by name of the certificate.
+        certified_accuracy: Right and proved to stay so, by name of the certificate; deterministic
+            certificates only.
         intervals: 95 % Clopper-Pearson intervals of the accuracies: "clean", "robust",
-            "after NAME", "under NAME", "certified NAME".
+            "after NAME", "under NAME", "certified NAME", "smoothed NAME".
         attacks: Cost and conduct of each attack.
         certificates: Claim of each certificate.
         findings: Measured doubts about these numbers.
@@ -86,8 +98,13 @@ class Report:
             "clean_correct", "robust", "broken_by" (name or ""), "distance" (smallest at which
             any attack was seen to succeed, inf where none), and by name "ran/NAME",
             "success/NAME", "prediction/NAME", "distance/NAME" (NaN where not run),
-            "certified/NAME", "margin/NAME" (smallest proved margin).
+            "certified/NAME", "margin/NAME" (smallest proved margin); for a probabilistic
+            certificate "smoothed/NAME" (certified for the label at eps), "radius/NAME",
+            "BOUND_radius/NAME" for every bound, "smoothed_prediction/NAME" (-1 where it abstains),
+            "p1_low/NAME" and "p2_high/NAME".
         images: Of the first rows only (`keep_images`): "clean" and "adversarial".
+        smoothed_accuracy: Share whose label is certified with high probability, by name of the
+            certificate. It speaks of the smoothed classifier, whose clean mistakes are its own.
     """
 
     norm: str
@@ -107,6 +124,7 @@ class Report:
     environment: dict[str, Any]
     examples: dict[str, np.ndarray]
     images: dict[str, np.ndarray]
+    smoothed_accuracy: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def accuracy_at(self, eps: float | np.ndarray) -> np.ndarray:
         """Accuracy against eps from the recorded distances: right, and not broken within eps.
@@ -120,6 +138,18 @@ class Report:
         radius = reach(np.asarray(eps, np.float64)[..., None])
         standing = self.examples["clean_correct"] & (self.examples["distance"] > radius)
         return standing.mean(-1)
+
+    def smoothed_at(self, name: str, eps: float | np.ndarray, bound: str = "") -> np.ndarray:
+        """Probabilistically certified accuracy against eps, from the recorded radii.
+
+        Args:
+            name: The certificate.
+            eps: Radii at which to read the curve, in pixel units.
+            bound: Another bound from the same samples ("renyi", say) than the one it claims.
+        """
+        radius = self.examples[f"{bound}_radius/{name}" if bound else f"radius/{name}"]
+        right = self.examples[f"smoothed_prediction/{name}"] == self.examples["label"]
+        return np.asarray((right & (radius > np.asarray(eps, np.float64)[..., None])).mean(-1))
 
     def summary(self) -> dict[str, Any]:
         """Everything but the per-example arrays, as JSON can hold it."""

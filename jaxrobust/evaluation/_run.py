@@ -32,6 +32,7 @@ from jaxrobust.types import (
     LogitsFn,
     MarginBound,
     Randomized,
+    SmoothedRadius,
     as_partial,
     logits_of,
     per_example,
@@ -46,7 +47,7 @@ def evaluate(
     attacks: Mapping[str, Attack],
     ball: Ball,
     key: Keys,
-    certificates: Mapping[str, Callable[..., MarginBound]] | None = None,
+    certificates: Mapping[str, Callable[..., MarginBound | SmoothedRadius]] | None = None,
     batch_size: int = 256,
     survivors_only: bool = True,
     votes: int = 1,
@@ -73,7 +74,8 @@ def evaluate(
         attacks: By name, in the order in which they are run.
         ball: The threat; `eps` a scalar or one a row.
         key: Typed key of the whole evaluation.
-        certificates: By name, `(x, y, *, key, ball) -> MarginBound`; see `certify.on_layers`.
+        certificates: By name, `(x, y, *, key, ball) -> MarginBound | SmoothedRadius`; see
+            `certify.on_layers` and `certify.on_model`. The two kinds are reported apart.
         batch_size: Rows at once on each device.
         survivors_only: False runs every attack on every example, for `accuracy_under`.
         votes: Predictions of a `Randomized` model that vote on each image.
@@ -171,27 +173,29 @@ def evaluate(
         )
     examples |= {"robust": standing, "broken_by": broken_by, "distance": distance}
 
-    claims, proved = {}, {}
+    claims, proved, likely = {}, {}, {}
     for name, certificate in certificates.items():
-        bound = bench.certify(name, certificate)
-        examples[f"certified/{name}"] = bound["certified"]
-        examples[f"margin/{name}"] = bound["margin"]
-        proved[name] = float((correct & bound["certified"]).mean())
-        found += findings.contradiction(name, bound["certified"], ~standing)
-        claims[name] = CertificateRecord(
-            float(bound["seconds"]), str(bound["method"]), str(bound["proof"]), ball.norm,
-            float(eps.max()),
-        )  # fmt: skip
+        columns, claims[name] = bench.certify(name, certificate)
+        examples |= columns
+        if (alpha := claims[name].alpha) is None:
+            proved[name] = correct & examples[f"certified/{name}"]
+            found += findings.contradiction(name, examples[f"certified/{name}"], ~standing)
+        else:
+            likely[name] = examples[f"smoothed/{name}"]
+            found += findings.smoothed_contradiction(name, likely[name], correct & ~standing, alpha)
 
     counted = {"clean": correct, "robust": standing}
-    counted |= {f"certified {k}": correct & examples[f"certified/{k}"] for k in certificates}
+    counted |= {f"certified {k}": v for k, v in proved.items()}
+    counted |= {f"smoothed {k}": v for k, v in likely.items()}
     fractions = {k: float(v.mean()) for k, v in counted.items()}
     fractions |= {f"after {k}": v for k, v in after.items()}
     fractions |= {f"under {k}": v for k, v in under.items()}
     return Report(
         norm=ball.norm, eps=float(eps.max()), num_examples=n, num_classes=num_classes,
         clean_accuracy=fractions["clean"], robust_accuracy=fractions["robust"],
-        accuracy_after=after, accuracy_under=under, certified_accuracy=proved,
+        accuracy_after=after, accuracy_under=under,
+        certified_accuracy={k: fractions[f"certified {k}"] for k in proved},
+        smoothed_accuracy={k: fractions[f"smoothed {k}"] for k in likely},
         intervals={k: _clopper_pearson(round(v * n), n) for k, v in fractions.items()},
         attacks=records, certificates=claims, findings=found, settings=settings,
         environment=environment(), examples=examples, images=images,
@@ -262,28 +266,33 @@ class _Bench:
             "seconds": 0.0
         }
 
-    def certify(self, name: str, certificate: Callable[..., MarginBound]) -> dict[str, Any]:
-        """Bound the margins of all rows on the host."""
+    def certify(
+        self, name: str, certificate: Callable[..., MarginBound | SmoothedRadius]
+    ) -> tuple[dict[str, np.ndarray], CertificateRecord]:
+        """Certify all rows: columns for the examples, and what is claimed."""
+        radius = float(np.max(np.asarray(self.ball.eps)))
 
         def compute(part: np.ndarray) -> dict[str, np.ndarray]:
-            keys = _fold_rows(self.key, jnp.asarray(part))
-            bound = certificate(self.x[part], self.y[part], key=keys, ball=self.ball)
-            radius = float(np.max(np.asarray(self.ball.eps)))
-            close = radius <= bound.eps <= radius * (1 + 1e-6)  # never of a smaller ball
+            keys = salted(_fold_rows(self.key, jnp.asarray(part)), "certificates")
+            y = self.y[part]
+            bound = certificate(self.x[part], y, key=keys, ball=self.ball)
+            spoken = radius if isinstance(bound, SmoothedRadius) else bound.eps  # has all radii
+            close = radius <= spoken <= radius * (1 + 1e-6)  # never of a smaller ball
             if bound.norm != self.ball.norm or not close:
                 raise ValueError(
                     f"certificate {name!r} must speak of {self.ball.norm} {radius:g}, the threat "
-                    f"evaluated; its bound is for {bound.norm} {bound.eps:g}"
+                    f"evaluated; its bound is for {bound.norm} {spoken:g}"
                 )
-            return {
-                "certified": bound.certified,
-                "margin": np.min(bound.margins, axis=1),
-                "method": np.full(len(part), bound.method),
-                "proof": np.full(len(part), bound.proof),
-            }
+            columns, claim = _columns(name, bound, y, radius)
+            claim = {k: np.full(len(part), v) for k, v in claim.items()}
+            return columns | {f"claim {k}": v for k, v in claim.items()}
 
         out = self._stage(f"certificate {name}", np.arange(len(self.y)), compute)
-        return out | {"method": out["method"][0], "proof": out["proof"][0]}
+        seconds = float(out.pop("seconds"))
+        claim = {k: v[0].item() for k, v in out.items() if k.startswith("claim ")}
+        columns = {k: v for k, v in out.items() if k not in claim}
+        record = {k.removeprefix("claim "): v for k, v in claim.items()}
+        return columns, CertificateRecord(seconds, norm=self.ball.norm, eps=radius, **record)
 
     def _stage(
         self, stage: str, rows: np.ndarray, compute: Callable[[np.ndarray], dict[str, Any]]
@@ -310,6 +319,25 @@ class _Bench:
         padded = part[np.arange(self.size) % len(part)]
         x = jnp.asarray(np.asarray(self.x[padded]))
         return x, _fold_rows(self.key, jnp.asarray(padded)), padded
+
+
+def _columns(
+    name: str, bound: MarginBound | SmoothedRadius, y: Any, eps: float
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What a certificate says of each row, and what it says of itself."""
+    claim = {"method": bound.method, "proof": bound.proof}
+    if isinstance(bound, MarginBound):
+        margin = np.min(bound.margins, axis=1)
+        return {f"certified/{name}": bound.certified, f"margin/{name}": margin}, claim
+    columns = {
+        f"smoothed/{name}": bound.certified(y, eps),
+        f"smoothed_prediction/{name}": bound.prediction,
+        f"radius/{name}": bound.radius,
+        f"p1_low/{name}": bound.p1_low,
+        f"p2_high/{name}": bound.p2_high,
+        **{f"{which}_radius/{name}": radius for which, radius in bound.radii.items()},
+    }
+    return columns, claim | {"alpha": bound.alpha, "n": bound.n, "sigma": bound.sigma}
 
 
 @jax.jit

@@ -158,6 +158,51 @@ def accuracy_figure(document: Document, norm: str) -> bytes:
     return chart([draw], [2.6], [names, kinds])
 
 
+def smoothed_figure(report: Report) -> bytes:
+    """Certified accuracy of smoothed classifiers against the radius, by certificate and bound.
+
+    The attacks' curve stands above them as far as the attacks went. As SVG.
+    """
+    series = {
+        (name, bound): report.examples[f"{bound}_radius/{name}"]
+        for name in report.smoothed_accuracy
+        for bound in smoothed_bounds(report, name)
+    }
+    finite = [radius[np.isfinite(radius)].max(initial=0) for radius in series.values()]
+    grid = np.linspace(0, 1.05 * max(report.eps, *finite), 400)
+    names = list(report.smoothed_accuracy)
+    looks = {
+        (name, bound): {
+            "color": colour_of(names.index(name)), "lw": 1.6,
+            "ls": _DASHES[smoothed_bounds(report, name).index(bound) % len(_DASHES)],
+        }
+        for name, bound in series
+    }  # fmt: skip
+    attacked = {"color": INK, "lw": 1.8}
+    mark = {"color": "#8A939E", "lw": 0.8, "ls": (0, (1, 2))}
+
+    def draw(axes: Axes) -> None:
+        for (name, bound), look in looks.items():
+            axes.step(grid, report.smoothed_at(name, grid, bound), where="post", **look)
+        if report.attacks:
+            within = np.append(grid[grid < report.eps], report.eps)
+            axes.step(within, report.accuracy_at(within), where="post", **attacked)
+        axes.axvline(report.eps, zorder=0, **mark)
+        against_eps(axes, report.norm, "accuracy")
+
+    keys = [(Line2D([], [], **look), f"{name}, {bound}") for (name, bound), look in looks.items()]
+    others: list[tuple[Any, str]] = [(Line2D([], [], **mark), "eps of the attacks")]
+    if report.attacks:
+        others.insert(0, (Line2D([], [], **attacked), "attacked (at most)"))
+    return chart([draw], [2.6], [keys, others])
+
+
+def smoothed_bounds(report: Report, name: str) -> list[str]:
+    """The bounds that a probabilistic certificate has radii of."""
+    end = f"_radius/{name}"
+    return [column.removesuffix(end) for column in report.examples if column.endswith(end)]
+
+
 def against_eps(axes: Axes, norm: str, ylabel: str) -> None:
     """The axes of accuracies against the radius."""
     axes.set_ylim(0, 1.02)

@@ -61,7 +61,7 @@ def render(folder: str | Path) -> Path:
     figures.mkdir(exist_ok=True)
     for name, content in files.items():
         write_whole(figures / name, content)
-    for pattern in ("accuracy-*.svg", "training-*.svg", "gallery-*.png"):
+    for pattern in ("accuracy-*.svg", "smoothed-*.svg", "training-*.svg", "gallery-*.png"):
         for stale in figures.glob(pattern):  # of an earlier report in this folder
             if stale.name not in files:
                 stale.unlink()
@@ -85,6 +85,7 @@ def _context(document: Document, files: dict[str, bytes]) -> dict[str, Any]:
             for report in entry.reports.values()
         ),
         "curves": _curves(document, files),
+        "smoothed": _smoothed(document, files),
         "galleries": _galleries(document, files),
         "trainings": _trainings(document, files),
         "doubts": doubts(document),
@@ -117,6 +118,10 @@ def _verdict(entry: Entry) -> list[dict[str, Any]]:
                 "interval": "" if found is None else interval_words(found, n),
                 "best": best,
                 "certified": percent(certified, n),
+                "smoothed": [
+                    (name, percent(value, n), f"{report.certificates[name].alpha:g}")
+                    for name, value in report.smoothed_accuracy.items()
+                ],
                 "num_findings": len(report.findings),
                 "parts": [
                     ("certified", _width(certified)),
@@ -169,6 +174,38 @@ def _curves(document: Document, files: dict[str, bytes]) -> list[dict[str, Any]]
                 "rows": [(name, kind, dict(points)) for name, kind, points in rows],
             }
         )
+    return shown
+
+
+def _smoothed(document: Document, files: dict[str, bytes]) -> list[dict[str, Any]]:
+    """Accuracies certified with high probability against the radius, one figure a report."""
+    from jaxrobust.report._figures import slug, smoothed_bounds, smoothed_figure
+
+    shown = []
+    for i, entry in enumerate(document.entries):
+        for j, (threat, report) in enumerate(entry.reports.items()):
+            if not report.smoothed_accuracy:
+                continue
+            svg = smoothed_figure(report)
+            files[f"smoothed-{i}-{j}-{slug(threat)}.svg"] = svg
+            radii = [share * report.eps for share in (0.0, 0.5, 1.0, 2.0)]
+            rows = [
+                (name, bound, [percent(float(report.smoothed_at(name, r, bound))) for r in radii])
+                for name in report.smoothed_accuracy
+                for bound in smoothed_bounds(report, name)
+            ]
+            words = [f"{name} by {bound}: {at[2]} at {radii[2]:.3g}" for name, bound, at in rows]
+            alt = f"Accuracy certified with high probability against eps. {'; '.join(words)}."
+            shown.append(
+                {
+                    "column": i,
+                    "threat": threat,
+                    "svg": _inline(svg, f"s{i}-{j}", alt),
+                    "radii": [f"{radius:.3g}" for radius in radii],
+                    "rows": rows,
+                    "attacked": bool(report.attacks),
+                }
+            )
     return shown
 
 
@@ -263,6 +300,8 @@ def _proofs(document: Document) -> list[dict[str, Any]]:
             item for report in entry.reports.values() for item in report.certificates.items()
         ):
             claim = f"{entry.name}, {record.norm} {record.eps:.4g}: {record.seconds:,.1f} s"
+            if record.probabilistic:
+                claim += f", with high probability: alpha {record.alpha:g}, {record.n:,} samples"
             reasons.setdefault((record_name, record.method, record.proof), []).append(claim)
     return [
         {"name": name, "method": method, "proof": proof, "claims": claims}

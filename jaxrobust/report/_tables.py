@@ -10,6 +10,7 @@ from jaxrobust.report._document import Document
 from jaxrobust.types import Finding
 
 CLEAN, ATTACKED, CERTIFIED = "Clean", "Under attack", "Certified"
+SMOOTHED = "Certified with high probability, for the smoothed classifier"
 
 
 class Cell(NamedTuple):
@@ -95,6 +96,9 @@ def measures(report: Report) -> dict[tuple[str, str], Cell]:
         rows[ATTACKED, "worst case"] = cell(report.robust_accuracy, "robust")
     for name, value in report.certified_accuracy.items():
         rows[CERTIFIED, f"by {name}"] = cell(value, f"certified {name}")
+    for name, value in report.smoothed_accuracy.items():
+        alpha = report.certificates[name].alpha
+        rows[SMOOTHED, f"by {name}, alpha {alpha:g}"] = cell(value, f"smoothed {name}")
     return rows
 
 
@@ -106,7 +110,7 @@ def main_tables(document: Document) -> list[Table]:
         reports = [document.entries[i].reports[threat] for i in columns]
         found = [measures(report) for report in reports]
         labels = dict.fromkeys(label for rows in found for label in rows)
-        groups = {group: i for i, group in enumerate((CLEAN, ATTACKED, CERTIFIED))}
+        groups = {group: i for i, group in enumerate((CLEAN, ATTACKED, CERTIFIED, SMOOTHED))}
         # Classifiers may have met different attacks: worst case still closes its group.
         order = sorted(labels, key=lambda label: (groups[label[0]], label[1] == "worst case"))
         rows = [Row(*label, [each.get(label) for each in found]) for label in order]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from jaxrobust.report._document import Document
-from jaxrobust.report._tables import CERTIFIED, doubts, main_tables
+from jaxrobust.report._tables import CERTIFIED, SMOOTHED, doubts, main_tables
 
 
 @runtime_checkable
@@ -47,7 +47,8 @@ def print_tables(document: Document, console: Printer | None = None) -> None:
             if group and row.group != group:
                 shown.add_row()
             group = row.group
-            label = f"certified {row.label}" if row.group == CERTIFIED else row.label
+            kinds = {CERTIFIED: "certified ", SMOOTHED: "smoothed, "}
+            label = kinds.get(row.group, "") + row.label
             cells = []
             for cell in row.cells:
                 text = Text("\u2013" if cell is None else cell.value.replace("\xa0", " "))
@@ -57,7 +58,10 @@ def print_tables(document: Document, console: Printer | None = None) -> None:
             shown.add_row(Text(label), *cells)
         console.print(shown)
         console.print()
-    console.print(Text("Intervals: 95 % Clopper-Pearson. Attacks: upper bounds.", style="dim"))
+    words = "Intervals: 95 % Clopper-Pearson. Attacks: upper bounds."
+    if any(r.smoothed_accuracy for entry in entries for r in entry.reports.values()):
+        words += " Smoothed: certified with probability 1 - alpha an image, for the majority vote."
+    console.print(Text(words, style="dim"))
     found = doubts(document)
     if not found:
         console.print(Text("Findings: none"))
