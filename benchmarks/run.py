@@ -1,4 +1,4 @@
-"""`python -m benchmarks.run speed|evaluate|parity|sdp`: a table, as JSON and on the terminal."""
+"""`python -m benchmarks.run WHICH`: one capability as a table, in JSON and on the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import _clock, test_evaluate_speed, test_parity, test_pgd_speed, test_sdp_speed
+from benchmarks import (
+    _clock,
+    test_evaluate_speed,
+    test_parity,
+    test_pgd_speed,
+    test_sdp_speed,
+    test_smoothing_speed,
+)
 
 README = Path(__file__).with_name("README.md")
 
@@ -23,8 +30,9 @@ README = Path(__file__).with_name("README.md")
 class Args:
     """Measure one capability against its rivals; want a quiet machine."""
 
-    which: tyro.conf.Positional[Literal["speed", "evaluate", "parity", "sdp"]]
-    """speed: PGD; evaluate: survivors only; parity: the same images as Foolbox; sdp: paper 003."""
+    which: tyro.conf.Positional[Literal["speed", "smoothing", "evaluate", "parity", "sdp"]]
+    """speed: PGD; smoothing: gradients averaged over noise, on 32 images; evaluate: survivors only;
+    parity: the same images as Foolbox; sdp: paper 003."""
     checkpoints: Path | None = None
     """Folder with the runs natural and adversarial of experiments.madry_mnist."""
     network: Path | None = None
@@ -68,6 +76,9 @@ def _measure(args: Args) -> Mapping[str, Sequence[Any]]:
         return test_parity.measure(args.seed)
     if args.which == "sdp":
         return test_sdp_speed.measure(test_sdp_speed.Setting(args.network), args.rounds)
+    if args.which == "smoothing":
+        smoothing = test_smoothing_speed.Setting(args.checkpoints, seed=args.seed)
+        return test_smoothing_speed.measure(smoothing, args.rounds)
     if args.which == "speed":
         speed = test_pgd_speed.Setting(
             args.checkpoints, args.batch_size, args.num_steps, seed=args.seed
@@ -84,6 +95,7 @@ def _measure(args: Args) -> Mapping[str, Sequence[Any]]:
 def _settings(args: Args) -> dict[str, Any]:
     used = {
         "speed": ("rounds", "batch_size", "num_steps"),
+        "smoothing": ("rounds",),
         "evaluate": ("rounds", "batch_size", "num_images", "num_steps"),
         "parity": (),
         "sdp": ("rounds",),
