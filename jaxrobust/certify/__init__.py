@@ -12,6 +12,7 @@ from jaxrobust.certify._lp_margins import lp_margins
 from jaxrobust.certify._pairs import (
     TwoLayers,
     class_pairs,
+    pair_halves,
     pair_matmul,
     pair_matvec,
     pair_numbers,
@@ -35,6 +36,7 @@ __all__ = [
     "lp_margins",
     "on_layers",
     "on_model",
+    "pair_halves",
     "pair_matmul",
     "pair_matvec",
     "pair_numbers",

@@ -13,6 +13,9 @@ from jaxtyping import Array, Float, Int
 from jaxrobust.layers import Dense, Flatten, Layer, Relu, Sigmoid
 
 
+Product = Callable[[Array], Array]
+
+
 class TwoLayers(NamedTuple):
     """What the certificate needs of `V sigma(W x)`.
 
@@ -112,6 +115,33 @@ def pair_matmul(
     return matmul
 
 
+def pair_halves(
+    kernel: Float[Array, "inputs hidden"],
+    v: Float[Array, " hidden"],
+    slopes: tuple[float, float] = (0.0, 1.0),
+) -> tuple[Product, Product]:
+    """`t -> A t` and `s -> A' s` for the A of `pair_matmul`.
+
+    Args:
+        kernel: As in `pair_matmul`.
+        v: As in `pair_matmul`.
+        slopes: As in `pair_matmul`.
+    """
+    low, high = slopes
+    total, spread = low + high, high - low
+    transposed = kernel.T  # made once: a product with the transpose takes twice as long
+
+    def times(inputs: Array) -> Array:
+        units = v * jnp.matmul(inputs, kernel, precision=Precision.HIGHEST)
+        return jnp.concatenate([total * jnp.sum(units)[None], spread * units])
+
+    def back(rows: Array) -> Array:
+        weights = v * (total * rows[0] + spread * rows[1:])
+        return jnp.matmul(weights, transposed, precision=Precision.HIGHEST)
+
+    return times, back
+
+
 def pair_matvec(
     kernel: Float[Array, "inputs hidden"],
     v: Float[Array, " hidden"],
@@ -128,15 +158,10 @@ def pair_matvec(
     >>> matvec(jnp.array([1.0, 0.0, 1.0, 1.0]))
     Array([5., 5., 2., 3.], dtype=float32)
     """
-    low, high = slopes
-    total, spread, hidden = low + high, high - low, len(v)
-    transposed = kernel.T  # made once: a product with the transpose takes twice as long
+    times, back = pair_halves(kernel, v, slopes)
+    rows = 1 + len(v)
 
     def matvec(z: Array) -> Array:
-        constant, units, inputs = z[0], z[1 : 1 + hidden], z[1 + hidden :]
-        forward = v * jnp.matmul(inputs, kernel, precision=Precision.HIGHEST)
-        weights = v * (total * constant + spread * units)
-        back = jnp.matmul(weights, transposed, precision=Precision.HIGHEST)
-        return jnp.concatenate([total * jnp.sum(forward)[None], spread * forward, back])
+        return jnp.concatenate([times(z[rows:]), back(z[:rows])])
 
     return matvec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jaxrobust import linalg
-from jaxrobust.certify import pair_matmul, pair_matvec
+from jaxrobust.certify import pair_halves, pair_matmul
 from jaxrobust.checks import check_count
 
 Slopes = tuple[float, float]
@@ -63,26 +64,32 @@ def warm_mixing(num_columns: int = 24, num_steps: int = 1) -> PairSolver:
 
 
 class DualState(NamedTuple):
-    """Duals of one pair, their optimiser's state, and the last top eigenvector.
+    """Duals of one pair, their optimiser's state, and the last top eigenpair.
 
     Attributes:
         log_c: `(D,)`, logarithms of the duals: constant and hidden units first, then inputs.
         opt_state: The optimiser's.
-        vector: `(D,)`.
+        rows: `(1 + hidden,)`, the eigenvector's first part.
+        top: The eigenvalue.
     """
 
     log_c: Any
     opt_state: Any
-    vector: Array
+    rows: Array
+    top: Array
 
 
 def lanczos_dual(
-    optimizer: optax.GradientTransformation, num_steps: int = 20, tol: float = float("inf")
+    optimizer: optax.GradientTransformation, num_steps: int = 14, tol: float = math.inf
 ) -> PairSolver:
     """The paper's: `D lambda_max^+(M - diag c) + sum max(c, 0)`, with c trained along.
 
     The value differentiates through the top eigenvector, found by Lanczos from the last one. It is
     a dual value but for Lanczos' shortfall, so it lies a little below an upper bound.
+
+    M couples rows with inputs only, so the inputs' part of an eigenvector follows from the rows':
+    `(top + c_t) t = A' s`. Lanczos runs on what that leaves, `s -> A (A' s / (top + c_t)) - c_s s`
+    with the last refresh's top: vectors are shorter, and a step gains what two on M would.
 
     The optimiser moves log c: where c itself was moved, by Adam or by plain gradient steps, duals
     of all sizes could not follow a network that shrinks, and stayed far above the solved programs.
@@ -104,22 +111,38 @@ def lanczos_dual(
         duals = jnp.concatenate([point.left_dual, point.right_dual])
         # A dead unit's dual is zero; a millionth of the mean costs nothing and can come back.
         log_c = jnp.log(jnp.maximum(duals, 1e-6 * jnp.mean(duals) + 1e-30))
-        vector = jnp.concatenate([point.left[:, 0], point.right[:, 0]])
-        return DualState(log_c, optimizer.init(log_c), vector), jnp.sum(duals)
+        state = DualState(log_c, optimizer.init(log_c), point.left[:, 0], jnp.zeros_like(log_c[0]))
+        return state, jnp.sum(duals)
 
     def step(kernel: Array, v: Array, slopes: Slopes, state: DualState) -> tuple[Array, DualState]:
         c = jnp.exp(state.log_c)
-        product = pair_matvec(kernel, v, slopes)
+        start = _start(*jax.lax.stop_gradient((kernel, v)), slopes, c, state)
+        times, back = pair_halves(kernel, v, slopes)
+        rows = 1 + len(v)
 
         def matvec(z: Array) -> Array:
-            return product(z) - c * z
+            return jnp.concatenate([times(z[rows:]), back(z[:rows])]) - c * z
 
-        top, vector, _ = linalg.top_eigenpair(matvec, state.vector, num_steps=num_steps, tol=tol)
+        top, vector, _ = linalg.top_eigenpair(matvec, start, num_steps=1, tol=tol)
         value = len(c) * jnp.maximum(top, 0.0) + jnp.sum(c)
         slope = c * (1.0 - jnp.where(top > 0, len(c) * vector**2, 0.0))
         updates, opt_state = optimizer.update(slope, state.opt_state, state.log_c)
-        after = DualState(optax.apply_updates(state.log_c, updates), opt_state, vector)
+        after = DualState(
+            optax.apply_updates(state.log_c, updates), opt_state, vector[:rows], top
+        )
         return value, jax.lax.stop_gradient(after)
+
+    def _start(kernel: Array, v: Array, slopes: Slopes, c: Array, state: DualState) -> Array:
+        """The top eigenvector, by Lanczos on the rows."""
+        times, back = pair_halves(kernel, v, slopes)
+        on_rows, on_inputs = jnp.split(c, [1 + len(v)])
+        weight = 1.0 / (on_inputs + jnp.maximum(state.top, 0.0))
+
+        def matvec(s: Array) -> Array:
+            return times(weight * back(s)) - on_rows * s
+
+        pair = linalg.top_eigenpair(matvec, state.rows, num_steps=num_steps, tol=math.inf)
+        return jnp.concatenate([pair.vector, weight * back(pair.vector)])
 
     return PairSolver(init, step)
 
