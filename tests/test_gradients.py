@@ -119,6 +119,23 @@ def test_smoothed_gradient_of_a_square():
     np.testing.assert_allclose(pullback(jnp.ones(())), 2 * x, atol=0.03)
 
 
+@pytest.mark.parametrize("estimator", [gradients.eot(5), gradients.smoothed(0.3, 5)])
+def test_a_loss_and_a_vector_of_one_have_the_same_mean(estimator):
+    """One after another or all at once: the same draws, the same value, the same derivative."""
+
+    def loss(x, key):
+        return jnp.sum(jnp.sin(x * jax.random.normal(key, x.shape)))
+
+    x = jnp.linspace(-1, 1, 4)
+    one = estimator(loss)
+    many = lambda x, key: estimator(lambda x, key: loss(x, key)[None])(x, key)[0]
+    for f in (lambda g: g(x, KEY), lambda g: jax.grad(g)(x, KEY)):
+        np.testing.assert_allclose(f(one), f(many), rtol=1e-5, atol=1e-6)
+    keys = jax.random.split(KEY, 3)
+    rows = jax.jit(jax.vmap(jax.grad(one)))(jnp.tile(x, (3, 1)), keys)
+    np.testing.assert_allclose(rows[1], jax.grad(many)(x, keys[1]), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("fresh", [True, False])
 def test_fresh_noise_changes_from_step_to_step_and_shared_noise_does_not(fresh):
     estimator = gradients.smoothed(1.0, 1, fresh=fresh)

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int
 
 from jaxrobust.layers import Dense, Flatten, Layer, Relu, Sigmoid
 
-
 Product = Callable[[Array], Array]
 
 

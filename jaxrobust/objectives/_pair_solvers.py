@@ -127,9 +127,7 @@ def lanczos_dual(
         value = len(c) * jnp.maximum(top, 0.0) + jnp.sum(c)
         slope = c * (1.0 - jnp.where(top > 0, len(c) * vector**2, 0.0))
         updates, opt_state = optimizer.update(slope, state.opt_state, state.log_c)
-        after = DualState(
-            optax.apply_updates(state.log_c, updates), opt_state, vector[:rows], top
-        )
+        after = DualState(optax.apply_updates(state.log_c, updates), opt_state, vector[:rows], top)
         return value, jax.lax.stop_gradient(after)
 
     def _start(kernel: Array, v: Array, slopes: Slopes, c: Array, state: DualState) -> Array:
