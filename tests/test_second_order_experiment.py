@@ -21,7 +21,7 @@ def model(x: jax.Array) -> jax.Array:
     return jnp.tanh(3 * x) @ WEIGHTS
 
 
-@pytest.mark.parametrize("gradient", ["exact", "smoothed", "shared"])
+@pytest.mark.parametrize("gradient", ["smoothed", "shared"])
 def test_the_monitored_attack_is_the_attack_and_shows_the_exact_gradient(gradient) -> None:
     search = Search(gradient, sigma=0.3, draws=2, num_steps=4)
     plain = measure.attack_of(search)(model, X, Y, key=jax.random.key(2), ball=BALL)
@@ -33,8 +33,7 @@ def test_the_monitored_attack_is_the_attack_and_shows_the_exact_gradient(gradien
     loss = lambda x, y: jr.losses.cross_entropy(model(x[None])[0], y)
     at_start = jnp.linalg.norm(jax.vmap(jax.grad(loss))(X, Y), axis=1)
     np.testing.assert_allclose(trace.loss[:, 0], at_start, rtol=1e-5)
-    if gradient != "exact":
-        assert not np.allclose(trace.gradient_norm, trace.loss, rtol=1e-2)
+    assert not np.allclose(trace.gradient_norm, trace.loss, rtol=1e-2)
 
 
 def test_against_a_network_on_noise_eot_is_the_second_order_attack() -> None:
@@ -50,10 +49,9 @@ def test_against_a_network_on_noise_eot_is_the_second_order_attack() -> None:
     np.testing.assert_allclose(*estimates, atol=0.03)
 
 
-@pytest.mark.parametrize("search", [
-    Search("smoothed", 0.1, 10, 20), Search("exact", num_steps=40, num_restarts=5),
-    Search("perturbed", 0.1, 1, 7), Search("shared", 0.1, 1, 20),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "search", [Search("smoothed", 0.1, 10, 20), Search("exact", num_steps=40, num_restarts=5)]
+)
 def test_gradients_are_those_that_the_jaxpr_holds(search) -> None:
     attacks = {"it": measure.attack_of(search)}
     report = jr.evaluate(model, (X, Y), attacks=attacks, ball=BALL, key=jax.random.key(0))

@@ -147,7 +147,7 @@ def measurements(sizes: Sizes, place: Place) -> Iterator[Measurement]:
     at = {"search": second, "eps": 2.0}
     yield Measurement("figure 7", MADRY, 8, _examples, at)
 
-    at = {"search": _eot(second), "radii": L2[:5], "draws": 1000}
+    at = {"search": _eot(second), "radii": [0.25, 0.5, 0.75, 1.0, 1.5], "draws": 1000}
     yield Measurement("page", "mnist stn 0.4", sizes.page, page.make, at)
 
     if not _path(place, "held-out", "choice cifar10 so").exists():

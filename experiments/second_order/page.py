@@ -30,11 +30,12 @@ def make(
     )  # fmt: skip
     about = f"madry_cnn on MNIST, stability training with noise of {sigma:g}, as smoothed by it"
     entry = jr.report.Entry(subject.name, about, {f"l2 {max(radii):g}": report}, {}, [])
+    preset, data = folder.parts[-2:]
     notes = [
-        f"{len(subject.y)} test images. The classifier is the majority of ten noisy predictions; "
-        "the certificate speaks of the true majority."
+        f"{len(subject.y)} images ({data}). The classifier is the majority of ten noisy "
+        "predictions; the certificate speaks of the true majority."
     ]
-    command = "python -m experiments.second_order --stage evaluate --data test"
+    command = f"python -m experiments.second_order --stage evaluate --data {data} --preset {preset}"
     created = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     document = jr.report.Document("A smoothed classifier", command, [entry], notes, created)
     jr.report.save(document, folder / "page")
