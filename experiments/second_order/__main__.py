@@ -8,30 +8,52 @@ from typing import Literal
 
 import tyro
 
-from experiments.second_order import config, train
+from experiments.second_order import config, evaluate, figures, tables, train
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Train networks (a run that was stopped goes on), then attack and certify them."""
+    """Train networks (a run that was stopped goes on), choose the attacks' settings, measure."""
 
-    stage: Literal["train"]
-    """What to do."""
+    stage: Literal["train", "choose", "evaluate", "figures"]
+    """What to do. "choose" looks at held-out images only; "evaluate" draws figures and tables too,
+    which "figures" does again from the recorded numbers."""
     only: tuple[str, ...] = ()
-    """Names of networks, as in config.py; all if empty."""
+    """Names of networks to train, as in config.py, or parts of names of measurements; all if
+    empty."""
+    preset: Literal["cpu", "paper", "smoke"] = "cpu"
+    """How much is measured; see config.py."""
+    data: Literal["held-out", "test"] = "held-out"
+    """What evaluate looks at: held-out training images, or, once, the test set."""
     out: Path = Path("runs/second_order")
-    """Where checkpoints, metrics and the judged batches go."""
+    """Where checkpoints and metrics go."""
     madry: Path = Path("runs/madry_mnist")
     """Where `experiments.madry_mnist` keeps its networks, two of which are used here."""
+    results: Path = Path("experiments/second_order/results")
+    """Where numbers, figures and page are recorded."""
     seed: int = 0
     """Of initial weights, batches and attacks."""
 
 
 def main(args: Args) -> None:
     """Run one stage."""
-    for name in args.only or (*config.SHARED, *config.CPU):
-        print(name, flush=True)
-        train.network(name, args.out, args.madry, args.seed)
+    if args.stage == "train":
+        for name in args.only or (*config.SHARED, *config.CPU):
+            print(name, flush=True)
+            train.network(name, args.out, args.madry, args.seed)
+        return
+    place = evaluate.Place(args.out, args.madry, args.results, args.preset, args.seed)
+    if args.stage == "choose":
+        evaluate.choose(place, args.only)
+        return
+    if args.stage == "evaluate":
+        evaluate.record(place, args.data, args.only)
+    figures.draw(place.folder(args.data))
+    readme = args.results.parent / "README.md"
+    if args.data == "test" and args.preset == "cpu" and readme.exists():
+        tables.fill(readme, place.folder(args.data))
+    else:
+        print(*tables.tables(place.folder(args.data)).values(), sep="\n")
 
 
 if __name__ == "__main__":

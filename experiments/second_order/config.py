@@ -1,4 +1,4 @@
-"""The networks of the experiment and how each is trained."""
+"""The networks of the experiment, how each is trained, and how much is measured on them."""
 
 from __future__ import annotations
 
@@ -54,3 +54,44 @@ CPU = {
 """Networks trained here, scaled down to two CPU cores: Madry's MNIST network, and on CIFAR-10 a
 small convolutional network in place of the paper's wide ResNet. The numbers of epochs and the radii
 of adversarial training are our choice, and so is every sigma but MNIST's 0.2 and 0.4."""
+
+SPLITS = {
+    "held-out": {"mnist": f"train[-{HELD_OUT}:]", "cifar10": f"train[-{HELD_OUT}:]"},
+    "test": {"mnist": "test[4000:]", "cifar10": "test"},
+}
+"""What is looked at, the first images of each. `experiments.madry_mnist` has used the first 4,000
+test images of MNIST for the two networks that are shared."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+        headline: Images in an entry with error bars.
+        seeds: Seeds of the attack in such an entry.
+        variants: Images in the other entries at l2 1.5.
+        sweep: Images in a curve over eps, or over steps.
+        certified: Images in a certificate.
+        draws: Noise draws an image of the stronger certificate.
+        chosen: Held-out images on which an attack's settings are chosen.
+        page: Images on the report's page.
+    """
+
+    headline: int
+    seeds: int
+    variants: int
+    sweep: int
+    certified: int
+    draws: int
+    chosen: int
+    page: int
+
+
+PRESETS = {
+    "paper": Sizes(1000, 3, 1000, 500, 500, 10_000, 500, 500),
+    "cpu": Sizes(1000, 3, 300, 150, 150, 2000, 200, 100),
+    "smoke": Sizes(32, 2, 16, 16, 8, 200, 16, 16),
+}
+"""paper: as the issue of this experiment asks; cpu: scaled down to two CPU cores; smoke: only shows
+that the code runs, and takes networks whose training is not finished."""

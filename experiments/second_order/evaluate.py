@@ -1,0 +1,323 @@
+"""Every measurement of the experiment, each into a file of its own; what is there is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+import jaxrobust as jr
+from experiments.madry_mnist.evaluate import commit
+from experiments.second_order import config, measure, page
+from experiments.second_order.config import CPU, Sizes
+from experiments.second_order.measure import Search
+from experiments.second_order.train import folder_of, model_of
+from jaxrobust.identity import digest
+
+EPS = 1.5
+L2 = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0]
+LINF = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4]
+CIFAR = {
+    "l2": [0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4],
+    "linf": [i / 255 for i in (1, 2, 4, 6, 8, 12, 16, 20)],
+}
+MADRY, NATURAL = "mnist madry linf", "mnist natural"
+SIGMAS = (0.05, 0.1, 0.2, 0.4)
+
+so = functools.partial(Search, "smoothed", draws=10, num_steps=20)
+
+CANDIDATES = {
+    "pgd": (MADRY, [Search(step=s, random_start=start)
+        for s in (0.0125, 0.05, 0.125, 0.25, 0.5) for start in (True, False)]),
+    "pgd x5": (MADRY, [Search(step=s, num_steps=40, num_restarts=5, random_start=True)
+        for s in (0.0625, 0.125, 0.25)]),
+    "so": (MADRY, [so(sigma=0.05, step=0.125)]
+        + [so(sigma=s, step=step) for s in (0.1, 0.2, 0.4) for step in (0.125, 0.5, 1.0)]),
+    "cifar10 so": ("cifar10 madry l2", [so(sigma=s, step=0.125) for s in (0.02, 0.05, 0.1, 0.2)]),
+}  # fmt: skip
+"""Settings among which held-out images choose, at l2 1.5 (CIFAR-10: 0.5), 200 gradients each."""
+
+
+class Measurement(NamedTuple):
+    """What is measured, on how many of the first images; `settings` goes to `make`."""
+
+    name: str
+    network: str
+    num_images: int
+    make: Callable[..., dict[str, Any]]
+    settings: dict[str, Any]
+
+
+class Subject(NamedTuple):
+    """A trained network and the images it is measured on."""
+
+    name: str
+    logits_fn: Any
+    step: int
+    x: np.ndarray
+    y: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where everything lies, and what this run is of."""
+
+    out: Path
+    madry: Path
+    results: Path
+    preset: str
+    seed: int
+
+    def folder(self, data: str) -> Path:
+        """Where results go."""
+        return self.results / self.preset / data
+
+
+def choose(place: Place, only: Sequence[str] = ()) -> None:
+    """Try every candidate setting on held-out images, and record the one that leaves least."""
+    sizes = config.PRESETS[place.preset]
+    for kind, (network, candidates) in CANDIDATES.items():
+        eps = 0.5 if network.startswith("cifar10") else EPS
+        at = {"candidates": candidates, "eps": eps}
+        measurement = Measurement(f"choice {kind}", network, sizes.chosen, _choice, at)
+        if _wanted(measurement, only):
+            _record(place, "held-out", measurement)
+
+
+def record(place: Place, data: str, only: Sequence[str] = ()) -> None:
+    """Make every measurement, and say which networks are missing."""
+    for measurement in measurements(config.PRESETS[place.preset], place):
+        if _wanted(measurement, only):
+            _record(place, data, measurement)
+
+
+def _wanted(measurement: Measurement, only: Sequence[str]) -> bool:
+    return not only or any(part in measurement.name for part in only)
+
+
+def measurements(sizes: Sizes, place: Place) -> Iterator[Measurement]:
+    """All of them, the important ones first."""
+    pgd, restarted, second = (_chosen(place, kind) for kind in ("pgd", "pgd x5", "so"))
+    yield Measurement("figure 4", "", 0, _bounds, {})
+    headline = {"S-O": second, "PGD": pgd, "PGD, 40 steps x 5": restarted}
+    for name, search in headline.items():
+        for seed in range(place.seed, place.seed + sizes.seeds):
+            at = {"search": search, "norm": "l2", "radii": [EPS], "seed": seed}
+            yield Measurement(f"headline {name} {seed}", MADRY, sizes.headline, _attack, at)
+    fgsm = {"search": Search(num_steps=1, step=1.0), "norm": "l2", "radii": [EPS]}
+    yield Measurement("headline FGSM", MADRY, sizes.headline, _attack, fgsm)
+    for name, search in variants(pgd, second).items():
+        at = {"search": search, "norm": "l2", "radii": [EPS]}
+        yield Measurement(f"variant {name}", MADRY, sizes.variants, _attack, at)
+
+    monitored = {
+        "natural PGD": (NATURAL, dataclasses.replace(pgd, num_steps=20, step=None)),
+        "Madry PGD": (MADRY, dataclasses.replace(pgd, num_steps=20, step=None)),
+        "Madry S-O": (MADRY, second),
+    }
+    for name, (network, search) in monitored.items():
+        at = {"search": search, "eps": EPS}
+        yield Measurement(f"figure 2 norms {name}", network, sizes.sweep, _norms, at)
+    for name, network, search in (
+        ("PGD", NATURAL, pgd), ("PGD", MADRY, pgd), ("S-O", MADRY, second),
+        ("S-O", NATURAL, second), ("S-O", "mnist stn 0.2", None),
+    ):  # fmt: skip
+        at = {"search": search or _eot(second), "norm": "l2", "radii": L2}
+        yield Measurement(f"figure 2 {name} on {network}", network, sizes.sweep, _attack, at)
+
+    for network, recipe in CPU.items():
+        if recipe.sigma:
+            at = {"sigma": recipe.sigma, "draws": sizes.draws}
+            yield Measurement(f"figure 1 {network}", network, sizes.certified, _certificate, at)
+
+    linf = dataclasses.replace(second, step=0.1)  # published
+    for network in (MADRY, "mnist madry l2"):
+        at = {"search": linf, "norm": "linf", "radii": LINF}
+        yield Measurement(f"figure 6 {network}", network, sizes.sweep, _attack, at)
+    at = {"search": second, "eps": 2.0}
+    yield Measurement("figure 7", MADRY, 8, _examples, at)
+
+    at = {"search": _eot(second), "radii": [0.25, 0.5, 0.75, 1.0, 1.5], "draws": 1000}
+    yield Measurement("page", "mnist stn 0.4", sizes.page, page.make, at)
+
+    if not _path(place, "held-out", "choice cifar10 so").exists():
+        print("figure 3: no settings chosen yet, run --stage choose once CIFAR-10 is trained")
+        return
+    cifar = _chosen(place, "cifar10 so")
+    for norm, radii in CIFAR.items():
+        for kind in ("natural", f"madry {norm}", "stn 0.1", "stn 0.25", "gaussian 0.25"):
+            search = cifar if norm == "l2" else dataclasses.replace(cifar, step=0.1)
+            if CPU[f"cifar10 {kind}"].sigma:
+                search = _eot(search)
+            at = {"search": search, "norm": norm, "radii": radii}
+            name = f"figure 3 {norm} {kind}"
+            yield Measurement(name, f"cifar10 {kind}", sizes.sweep, _attack, at)
+
+
+def variants(pgd: Search, second: Search) -> dict[str, Search]:
+    """What else 200 gradients can be spent on, and two cheaper ones."""
+    change = dataclasses.replace
+    return {
+        "PGD, 20 steps": change(pgd, num_steps=20, step=None),
+        "PGD, 2.5 eps per steps": change(pgd, step=None),
+        f"PGD, {'no' if pgd.random_start else 'a'} random start": change(
+            pgd, random_start=not pgd.random_start
+        ),
+        "PGD, margin": change(pgd, loss="margin"),
+        "PGD, step 0.5 eps": change(pgd, step=0.5),
+        "S-O, shared noise": change(second, gradient="shared"),
+        "S-O, 2.5 eps per steps": change(second, step=None),
+        "S-O, margin": change(second, loss="margin"),
+        **{f"S-O, sigma {s:g}": change(second, sigma=s) for s in SIGMAS if s != second.sigma},
+        "S-O, one shared draw": Search("shared", second.sigma, 1, 200, second.step),
+        "S-O, as released": Search("shared", second.sigma, 1, 20, loss="margin"),
+        "one fresh perturbation": Search("perturbed", second.sigma, 1, 200, second.step),
+        "Hessian, 1 product": Search("jvp", draws=1, num_steps=100, step=pgd.step),
+        "Hessian, 9 products": Search("jvp", draws=9, num_steps=20, step=second.step),
+    }
+
+
+def _eot(search: Search) -> Search:
+    """The same attack on a network that makes its own noise: the draws are the network's."""
+    return dataclasses.replace(search, gradient="eot", sigma=0.0)
+
+
+def _chosen(place: Place, kind: str) -> Search:
+    path = _path(place, "held-out", f"choice {kind}")
+    if not path.exists():
+        raise ValueError(f"{path} is missing: run --stage choose first")
+    return Search(**jr.files.read_json(path)["found"]["best"])
+
+
+def _path(place: Place, data: str, name: str) -> Path:
+    slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+    return place.folder(data) / f"{slug}.json"
+
+
+def _record(place: Place, data: str, measurement: Measurement) -> None:
+    """Make one measurement, unless its file is there with the same settings and weights."""
+    path = _path(place, data, measurement.name)
+    subject = None
+    about: dict[str, Any] = {
+        "name": measurement.name,
+        "network": measurement.network,
+        "data": data,
+        "num_images": measurement.num_images,
+        "settings": _plain({"seed": place.seed} | measurement.settings),
+    }
+    if measurement.network:
+        subject = _subject(measurement.network, measurement.num_images, place, data)
+        if subject is None:
+            print(f"{measurement.name}: {measurement.network} is not trained", flush=True)
+            return
+        about |= {"weights": digest(subject.logits_fn), "trained_steps": subject.step}
+    if path.exists() and about.items() <= jr.files.read_json(path).items():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    found = measurement.make(subject, path.parent, **{"seed": place.seed} | measurement.settings)
+    stage = "choose" if measurement.make is _choice else f"evaluate --data {data}"
+    content = about | {
+        "found": found,
+        "seconds": time.perf_counter() - start,
+        "command": f"python -m experiments.second_order --stage {stage} --preset {place.preset}",
+        "commit": commit(),
+        "environment": jr.evaluation.environment(),
+        "recipe": _plain(CPU.get(measurement.network)),
+    }
+    jr.files.write_json(path, content)
+    print(f"{measurement.name}: {content['seconds']:.0f} s", flush=True)
+
+
+@functools.cache
+def _subject(name: str, num_images: int, place: Place, data: str) -> Subject | None:
+    """A trained network with its images; None where its training is not finished."""
+    folder = folder_of(name, place.out, place.madry)
+    steps = [int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdigit()]
+    if name in CPU:
+        per_epoch = {"mnist": 55_000, "cifar10": 45_000}[CPU[name].data] // config.BATCH
+        wanted = CPU[name].num_epochs * per_epoch
+    else:
+        wanted = 1
+    if max(steps, default=0) < (1 if place.preset == "smoke" else wanted):
+        return None
+    params, _ = jr.train.restore(folder)
+    variables = {"params": jax.tree.map(jnp.asarray, params)}
+    which = name.split()[0]
+    images = jr.data.load(which, config.SPLITS[data][which])
+    logits_fn = Partial(_apply(which), variables)
+    return Subject(name, logits_fn, max(steps), images.x[:num_images], images.y[:num_images])
+
+
+@functools.cache  # one function for each architecture, so that networks share compiled programs
+def _apply(which: str) -> Callable[..., Any]:
+    return model_of(which).apply
+
+
+def _choice(
+    subject: Subject, folder: Path, *, candidates: list[Search], eps: float, seed: int
+) -> dict[str, Any]:
+    tried = []
+    for search in candidates:
+        found = _attack(subject, folder, search=search, norm="l2", radii=[eps], seed=seed)
+        tried.append({"search": dataclasses.asdict(search), "accuracy": found["accuracy"]})
+    best = min(tried, key=lambda one: one["accuracy"][f"{eps:g}"])
+    return {"tried": tried, "best": best["search"]}
+
+
+def _attack(subject: Subject, folder: Path, *, search: Search, **settings: Any) -> dict[str, Any]:
+    """Attack the network; one trained on noise is the majority of ten noisy predictions."""
+    del folder
+    logits_fn, votes = subject.logits_fn, 1
+    if search.gradient == "eot":
+        logits_fn = jr.transforms.gaussian_noise(logits_fn, CPU[subject.name].sigma)
+        votes = 10
+    return measure.attacked(
+        logits_fn, subject.x, subject.y, search, settings["norm"], settings["radii"],
+        seed=settings["seed"], votes=votes,
+    )  # fmt: skip
+
+
+def _norms(subject: Subject, folder: Path, **settings: Any) -> dict[str, Any]:
+    del folder
+    return measure.gradient_norms(subject.logits_fn, subject.x, subject.y, **settings)
+
+
+def _certificate(subject: Subject, folder: Path, **settings: Any) -> dict[str, Any]:
+    del folder
+    return measure.certified(subject.logits_fn, subject.x, subject.y, **settings)
+
+
+def _bounds(subject: None, folder: Path, **settings: Any) -> dict[str, Any]:
+    del subject, folder, settings
+    return measure.bounds()
+
+
+def _examples(
+    subject: Subject, folder: Path, *, search: Search, eps: float, seed: int
+) -> dict[str, Any]:
+    """The first images as they are and as the attack leaves them, successful or not."""
+    x_adv = measure.attack_of(search)(
+        subject.logits_fn, subject.x, subject.y, key=jax.random.key(seed), ball=jr.Ball("l2", eps)
+    )
+    shown = {"clean": subject.x, "adversarial": np.asarray(x_adv)}
+    grey = {name: np.uint8(np.round(255 * images)) for name, images in shown.items()}
+    jr.files.write_arrays(folder / "figure-7.npz", grey, compress=True)
+    predicted = {k: np.argmax(subject.logits_fn(v), -1).tolist() for k, v in shown.items()}
+    length = np.linalg.norm((shown["adversarial"] - shown["clean"]).reshape(len(x_adv), -1), axis=1)
+    return {"label": subject.y.tolist(), "predicted": predicted, "l2": length.tolist()}
+
+
+def _plain(value: Any) -> Any:
+    """Settings as JSON reads them back."""
+    return json.loads(json.dumps(value, default=dataclasses.asdict))

@@ -1,0 +1,169 @@
+"""The paper's figures, from the recorded numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+import jaxrobust as jr
+
+LABELS = {
+    "mnist natural": "natural",
+    "mnist madry linf": "Madry linf",
+    "mnist madry l2": "Madry l2",
+}
+DASHES = {"renyi": "-", "cohen": "--", "pixeldp": ":"}
+
+
+def draw(folder: Path) -> None:
+    """Every figure whose numbers the folder holds, as far as it holds them."""
+    found = read(folder)
+    _certified(found, folder)
+    _attacked_mnist(found, folder)
+    _curves(found, folder / "figure-3.svg", {
+        f"CIFAR-10, S-O, {norm}": {
+            kind: f"figure 3 {norm} {kind}"
+            for kind in ("natural", f"madry {norm}", "stn 0.1", "stn 0.25", "gaussian 0.25")
+        }
+        for norm in ("l2", "linf")
+    })  # fmt: skip
+    _bounds(found, folder)
+    _curves(found, folder / "figure-6.svg", {
+        "MNIST, linf S-O": {LABELS[n]: f"figure 6 {n}" for n in tuple(LABELS)[1:]}
+    })  # fmt: skip
+    _examples(found, folder)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The recorded measurements by name."""
+    contents = map(jr.files.read_json, sorted(folder.glob("*.json")))
+    return {content["name"]: content for content in contents}
+
+
+def _certified(found: dict[str, Any], folder: Path) -> None:
+    """Certified accuracy against the radius: a network a panel, the three bounds on equal draws."""
+    names = [name for name in found if name.startswith("figure 1 ")]
+    if not names:
+        return
+    figure, axes = _panels(len(names))
+    for axis, name in zip(axes, names, strict=True):
+        content = found[name]["found"]
+        few, many, _ = content["certified"]
+        for bound, dash in DASHES.items():
+            accuracy = content["certified"][many][bound]
+            axis.plot(content["radii"], accuracy, dash, color="C0", label=f"{bound}, {many}")
+        axis.plot(content["radii"], content["certified"][few]["renyi"], "C1", label=f"renyi, {few}")
+        network = found[name]["network"]
+        if network.startswith("mnist") and network.endswith("0.4"):
+            axis.plot(0.8, 0.5, "k*")  # the paper's
+        _finish(axis, network, "l2 radius", "certified accuracy")
+    _save(figure, axes, folder / "figure-1.svg")
+
+
+def _attacked_mnist(found: dict[str, Any], folder: Path) -> None:
+    norms = [name for name in found if name.startswith("figure 2 norms ")]
+    panels = {
+        "PGD against S-O": {
+            "natural, PGD": "figure 2 PGD on mnist natural",
+            "Madry linf, PGD": "figure 2 PGD on mnist madry linf",
+            "Madry linf, S-O": "figure 2 S-O on mnist madry linf",
+        },
+        "S-O": {
+            "natural": "figure 2 S-O on mnist natural",
+            "Madry linf": "figure 2 S-O on mnist madry linf",
+            "STN 0.2": "figure 2 S-O on mnist stn 0.2",
+        },
+    }
+    if not norms:
+        return
+    figure, axes = _panels(3)
+    for name in norms:
+        of = found[name]["found"]["gradient_norm"]
+        axes[0].plot(of, label=name.removeprefix("figure 2 norms "))
+    axes[0].set(title="gradients during the attack", xlabel="step", ylabel="mean l2 norm")
+    axes[0].set_yscale("log")
+    for axis, (title, series) in zip(axes[1:], panels.items(), strict=True):
+        _series(axis, found, title, series)
+    _save(figure, axes, folder / "figure-2.svg")
+
+
+def _curves(found: dict[str, Any], path: Path, panels: dict[str, dict[str, str]]) -> None:
+    if not any(name in found for series in panels.values() for name in series.values()):
+        return
+    figure, axes = _panels(len(panels))
+    for axis, (title, series) in zip(axes, panels.items(), strict=True):
+        _series(axis, found, title, series)
+    _save(figure, axes, path)
+
+
+def _series(axis: Any, found: dict[str, Any], title: str, series: dict[str, str]) -> None:
+    norm = "l2"
+    for label, name in series.items():
+        if name in found:
+            norm = found[name]["settings"]["norm"]
+            accuracy = found[name]["found"]["accuracy"]
+            axis.plot([float(eps) for eps in accuracy], list(accuracy.values()), ".-", label=label)
+    _finish(axis, title, f"eps ({norm})", "accuracy")
+
+
+def _bounds(found: dict[str, Any], folder: Path) -> None:
+    if "figure 4" not in found:
+        return
+    content = found["figure 4"]["found"]
+    figure, axes = _panels(2)
+    for axis, (case, radius) in zip(axes, content["radius"].items(), strict=True):
+        for bound, values in radius.items():
+            axis.plot(content["p1"], values, DASHES[bound], label=bound)
+        axis.set(title=case, xlabel="p1", ylabel="l2 radius, sigma 1")
+    _save(figure, axes, folder / "figure-4.svg")
+
+
+def _examples(found: dict[str, Any], folder: Path) -> None:
+    path = folder / "figure-7.npz"
+    if "figure 7" not in found or not path.exists():
+        return
+    content, images = found["figure 7"]["found"], np.load(path)
+    num = len(content["label"])
+    figure, axes = plt.subplots(2, num, figsize=(num, 2.5), layout="constrained")
+    for row, which in zip(axes, ("clean", "adversarial"), strict=True):
+        for axis, image, predicted in zip(
+            row, images[which], content["predicted"][which], strict=True
+        ):
+            axis.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
+            axis.set_title(str(predicted), fontsize=9)
+            axis.axis("off")
+    figure.savefig(folder / "figure-7.png", dpi=80, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _panels(num: int) -> tuple[Any, Any]:
+    columns = min(num, 4)
+    rows = -(-num // columns)
+    size = (3.6 * columns, 3.2 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat[num:]:
+        axis.axis("off")
+    return figure, axes.flat[:num]
+
+
+def _finish(axis: Any, title: str, xlabel: str, ylabel: str) -> None:
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.02))
+    axis.set_xlim(left=0)
+    axis.grid(color="0.92")
+
+
+def _save(figure: Any, axes: Any, path: Path) -> None:
+    shown = set()
+    for axis in axes:
+        labels = tuple(axis.get_legend_handles_labels()[1])
+        if labels and labels not in shown:
+            axis.legend(fontsize=7)
+            shown.add(labels)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
