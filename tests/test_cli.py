@@ -5,8 +5,14 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+from contracts import problem
+
+from jaxrobust.cli._bounds import EVERY_NORM, certificates
+from jaxrobust.models import small_cnn
+from jaxrobust.threat import Ball
 
 MODELS = """
 import jax.numpy as jnp
@@ -88,7 +94,7 @@ def test_train_resume_evaluate_report(trained):
         "--num-restarts", 2, "--out", "page", cwd=trained,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "interval" in done.stdout
+    assert all(f"certified by {name}" in done.stdout for name in ("sdp", "lp", "interval"))
     page = trained / "page" / "index.html"
     first = page.read_bytes()
     page.unlink()
@@ -153,3 +159,22 @@ def test_unknown_options_and_help(tmp_path):
         assert done.returncode == 0
         assert "--help" in done.stdout or "-h" in done.stdout
     assert "demo" in jaxrobust("--help", cwd=tmp_path).stdout
+
+
+def test_a_report_has_the_tightest_certificates_it_can_afford():
+    logits_fn, layers, x, y = problem(0, batch=60)
+    bounds = certificates(layers, "linf")
+    assert set(bounds) == {"sdp", "lp", *EVERY_NORM}
+    found = {
+        name: bound(x, y, key=None, ball=Ball("linf", 0.02)).certified
+        for name, bound in bounds.items()
+    }
+    assert (found["lp"] >= found["interval"]).all()
+    assert (found["sdp"] | found["lp"]).sum() > (found["interval"] | found["spectral"]).sum()
+    _, deep, _, _ = problem(0, sizes=(6, 5, 5, 3))
+    assert set(certificates(deep, "linf")) == {"lp", *EVERY_NORM}
+    module = small_cnn()
+    variables = module.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    assert set(certificates(module.layers(variables), "linf")) == set(EVERY_NORM)
+    assert set(certificates(layers, "l2")) == set(EVERY_NORM)
+    assert certificates(None, "linf") == {}

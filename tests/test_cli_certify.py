@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jaxrobust import certify, data, report
 from jaxrobust.cli import main
-from jaxrobust.cli._common import read_layers
+from jaxrobust.cli._npz import read_layers
 from jaxrobust.layers import Conv, Dense, Flatten, Relu, Sigmoid
 from jaxrobust.models import mlp, small_cnn
 

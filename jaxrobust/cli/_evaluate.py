@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxrobust import certify, data, evaluation, report, train
+from jaxrobust import data, evaluation, report, train
 from jaxrobust.checks import check_count
 from jaxrobust.cli import _common as common
+from jaxrobust.cli._bounds import certificates
 from jaxrobust.cli._common import NormName
 from jaxrobust.layers import Layer
 from jaxrobust.threat import Ball
@@ -66,9 +67,7 @@ class Evaluate:
         known = subject.eps if self.eps is None else self.eps
         eps = common.default_eps(dataset, self.norm) if known is None else known
         ball = Ball(self.norm, eps)
-        bounds = {} if layers is None else {
-            k: certify.on_layers(bound, layers) for k, bound in common.BOUNDS.items()
-        }  # fmt: skip
+        bounds = certificates(layers, self.norm)
         key = common.key_of(self.seed, f"evaluate {self.norm}")
         settings = dataclasses.asdict(self) | {"out": "", "checkpoint": str(self.checkpoint)}
         work = self.out / f"unfinished-{common.fingerprint(settings)}"
@@ -79,7 +78,7 @@ class Evaluate:
             directory=work / "threat", **options,
         )  # fmt: skip
         curve = common.curve(
-            logits_fn, layers, test, found, ball, key, num_steps=self.num_steps,
+            logits_fn, bounds, test, found, ball, key, num_steps=self.num_steps,
             directory=work / "curve", **options,
         )  # fmt: skip
         description = f"evaluated on {len(test.y)} images of {dataset} ({self.split})"

@@ -126,7 +126,7 @@ def accuracy_figure(document: Document, norm: str) -> bytes:
     if any(entry.curves[norm].certified for _, entry in shown):
         dashed = Line2D([], [], color=INK, lw=1.5, ls=(0, (3.5, 2)))
         kinds.append((dashed, "certified (at least)"))
-        kinds.append((Patch(color=INK, alpha=0.13, lw=0), "not known"))
+        kinds.append((Patch(color=INK, alpha=0.13, lw=0), "not known to these"))
 
     num_bands = sum(bool(entry.curves[norm].certified) for _, entry in shown)
 
