@@ -162,7 +162,7 @@ def test_unknown_options_and_help(tmp_path):
 
 
 def test_a_report_has_the_tightest_certificates_it_can_afford():
-    logits_fn, layers, x, y = problem(0, batch=60)
+    _, layers, x, y = problem(0, batch=60)
     bounds = certificates(layers, "linf")
     assert set(bounds) == {"sdp", "lp", *EVERY_NORM}
     found = {

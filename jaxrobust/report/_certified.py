@@ -80,7 +80,8 @@ def certified_figure(found: Certified) -> bytes:
     """Certified accuracy against eps, a line a method, as SVG.
 
     Args:
-        found: What to draw. Every line starts at radius 0 with the clean accuracy.
+        found: What to draw. Every line starts at radius 0 with the clean accuracy; up to each
+            radius it shows what is proved there, which holds at every smaller one.
     """
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
@@ -100,9 +101,9 @@ def certified_figure(found: Certified) -> bytes:
 
     def draw(axes: Axes) -> None:
         axes.axhline(found.clean, **clean)
-        axes.plot(grid, [found.clean, *found.combined], **below)
+        axes.plot(grid, [found.clean, *found.combined], **below, **figures.PROVED)
         for name, values in found.methods.items():
-            axes.plot(grid, [found.clean, *values], **looks[name])
+            axes.plot(grid, [found.clean, *values], **looks[name], **figures.PROVED)
         figures.against_eps(axes, found.norm, "certified accuracy")
 
     names = [(Line2D([], [], **look), name) for name, look in looks.items()]
