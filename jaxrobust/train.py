@@ -86,7 +86,10 @@ def fit(
         model_state: The model's state; an empty dictionary where None.
         validate: Called with `(params, model_state)` after each epoch; returns numbers to log.
         directory: Where checkpoints and metrics go; nothing is written where None.
-        resume: Go on from the directory's last checkpoint, if it has one.
+        resume: Go on from the directory's last checkpoint, if it has one. That it is the same run
+            is checked by the key, the data, the batch size, and the names, shapes and dtypes of all
+            parameters and states. Numbers inside the objective, the optimizer and its schedule (an
+            eps, a learning rate) cannot be seen: they are taken as given now.
         checkpoint_seconds: Least time between two checkpoints inside an epoch.
         progress: Show a progress bar.
         box: Legal pixel values.
@@ -96,7 +99,7 @@ def fit(
 
     Raises:
         ValueError: For data, counts or a key that cannot be meant; for a directory that holds a
-            run which is not to be resumed, or that belongs to another model or another run.
+            run which is not to be resumed, or that differs in what `resume` says is checked.
         FloatingPointError: As soon as a metric or a parameter is not finite, with its name and
             step; a label beyond the model's classes shows as a loss of NaN.
     """

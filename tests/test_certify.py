@@ -489,6 +489,44 @@ def test_on_layers_hands_over_what_the_bound_takes():
     assert narrow(x, y, key=None, ball=ball).margins.max() == 7.0
 
 
+def test_on_layers_respects_what_a_partial_fixed():
+    layers = mlp(np.random.default_rng(14), (4, 3))
+    x, y = batch(np.random.default_rng(15), 2, (4,), 3)
+    ball = Ball("linf", 0.3)
+
+    def at(bound, ball=ball):
+        return certify.on_layers(bound, layers)(x, y, key=None, ball=ball)
+
+    whole = functools.partial(certify.lp, box=None)
+    expected = certify.lp(layers, x, y, eps=0.3, box=None).margins
+    assert (expected < at(certify.lp).margins).any()  # the box matters here
+    np.testing.assert_array_equal(at(whole).margins, expected)
+    np.testing.assert_array_equal(at(functools.partial(whole, eps=0.3)).margins, expected)
+    for bound, name in (
+        (functools.partial(certify.lp, eps=0.1), "eps"),
+        (functools.partial(certify.interval, norm="l2"), "norm"),
+        (functools.partial(certify.interval, box=Box(0.0, 0.5)), "box"),
+    ):
+        with pytest.raises(ValueError, match=f"its {name} is fixed to"):
+            at(bound)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_on_layers_wants_the_bound_first():
+    with pytest.raises(ValueError, match="bound must be a function"):
+        certify.on_layers(mlp(np.random.default_rng(0), (4, 3)), certify.lp)
+
+
+@every_bound
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("eps", ["0.05", True, -0.1, np.inf, [0.1], None])
+def test_a_radius_is_one_number(bound, eps):
+    layers = mlp(np.random.default_rng(14), (4, 3))
+    x, y = batch(np.random.default_rng(15), 2, (4,), 3)
+    with pytest.raises(ValueError, match="eps"):
+        bound(layers, x, y, eps=eps)
+
+
 @every_bound
 @pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("transformation", [jax.jit, jax.vmap, jax.grad])

@@ -300,6 +300,11 @@ def test_a_certificate_that_contradicts_an_attack_is_reported(case):
 
     report = run(logits_fn, x, y, certificates={"liar": liar})
     assert [f.name for f in report.findings] == ["certified and broken: liar"]
+    report = run(logits_fn, x, (y + 1) % 3, attacks={}, certificates={"liar": liar})
+    assert report.certified_accuracy["liar"] == report.clean_accuracy < 1  # right and certified
+    (finding,) = report.findings
+    assert finding.value == len(y) - round(report.clean_accuracy * len(y))
+    assert "without any attack" in finding.meaning
 
     def other(x, y, *, key, ball):
         return jr.MarginBound(np.ones((len(y), 3)), "l2", float(ball.eps), "other", "none")
@@ -403,7 +408,7 @@ def test_memory_mapped_data_and_save(case, tmp_path):
         ({"key": 0}, "typed key"),
         ({"key": jax.random.split(KEY, 50)}, "single key"),
         ({"batch_size": 0}, "batch_size"),
-        ({"ball": jr.Ball("linf", -1.0)}, "eps"),
+        ({"ball": jr.Ball("linf", np.array(-1.0))}, "eps"),
         ({"logits_fn": lambda x: x.sum(-1)}, "logits_fn must return"),
         ({"attacks": {"odd": lambda f, x, y, *, key, ball: x[:, :2]}}, "attack 'odd': must return"),
     ],

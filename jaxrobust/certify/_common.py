@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -50,11 +51,13 @@ def on_layers(bound: Callable[..., MarginBound], layers: Sequence[Layer]) -> Cal
 
     Args:
         bound: `bound(layers, x, y, *, eps, ...)`, as in this package. The ball's norm and box are
-            passed on where it has parameters of these names.
+            passed on where it has parameters of these names that no `functools.partial` fixed.
         layers: The network.
 
     Returns:
-        `certificate(x, y, *, key, ball) -> MarginBound`; the key is not used.
+        `certificate(x, y, *, key, ball) -> MarginBound`; the key is not used. It raises a
+        ValueError where a partial fixed another norm or eps than the ball's, or a box that does not
+        hold the ball's.
 
     >>> from jaxrobust import certify
     >>> from jaxrobust.threat import Ball
@@ -62,15 +65,36 @@ def on_layers(bound: Callable[..., MarginBound], layers: Sequence[Layer]) -> Cal
     >>> certificate(np.eye(2), np.array([0, 1]), key=None, ball=Ball("l2", 0.5)).certified
     array([ True,  True])
     """
+    if not callable(bound):
+        raise ValueError(
+            f"bound must be a function such as certify.lp, and stand before the layers; got "
+            f"{type(bound).__name__}"
+        )
     takes = inspect.signature(bound).parameters
+    fixed = bound.keywords if isinstance(bound, functools.partial) else {}
 
     def certificate(x: Any, y: Any, *, key: Any, ball: Any) -> MarginBound:
         del key
-        threat = {"norm": ball.norm, "box": ball.box}
-        passed = {name: value for name, value in threat.items() if name in takes}
-        return bound(layers, x, y, eps=ball.eps, **passed)
+        threat = {"eps": ball.eps, "norm": ball.norm, "box": ball.box}
+        for name in fixed.keys() & threat.keys():
+            _check_fixed(name, fixed[name], threat[name])
+        passed = {k: v for k, v in threat.items() if k in takes and k not in fixed}
+        return bound(layers, x, y, **passed)
 
     return certificate
+
+
+def _check_fixed(name: str, value: Any, of_ball: Any) -> None:
+    """Refuse what a partial fixed if the bound would not speak of the whole ball."""
+    if name == "box":
+        same = value is None or (value[0] <= of_ball[0] and of_ball[1] <= value[1])
+    else:
+        same = np.all(value == of_ball)
+    if not same:
+        raise ValueError(
+            f"certificate: its {name} is fixed to {value!r}, but the ball evaluated has {name} "
+            f"{of_ball!r}; leave {name} to the ball"
+        )
 
 
 def on_model(bound: Callable[..., SmoothedRadius], logits_fn: LogitsFn) -> Callable[..., Any]:
@@ -194,12 +218,8 @@ def _radius(eps: Any) -> float:
             f"eps must be a single number, since a MarginBound speaks of one radius; got shape "
             f"{np.shape(eps)}"
         )
-    try:
-        radius = float(eps)
-    except (TypeError, ValueError):
-        raise ValueError(f"eps must be a number; got {eps!r}") from None
-    checks.check_radius(radius, "eps")
-    return radius
+    checks.check_radius(eps, "eps")
+    return float(eps)
 
 
 def _to_host(layer: Any, name: str) -> Layer:

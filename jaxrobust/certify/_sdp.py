@@ -53,7 +53,7 @@ class SdpConstants:
         upper, lower = self.upper[first, second], self.lower[first, second]
         if not (np.isfinite(upper).all() and np.isfinite(lower).all()):
             return math.inf
-        positive = upper > 0
+        positive = upper > 2.0**-900  # what is less is the allowance for underflow: a bound of 0
         return float(np.max(1.0 - lower[positive] / upper[positive], initial=0.0))
 
     def save(self, path: str | Path) -> None:
@@ -163,9 +163,9 @@ def sdp(
 
     Args:
         layers: `Dense, Relu | Sigmoid, Dense`, or one `Dense`; `Flatten` may stand in front.
-        x: `(batch, *dims)` images.
+        x: `(batch, *dims)` images in the network's own units, of any range (normalised ones, say).
         y: `(batch,)` true classes.
-        eps: Linf radius in pixel units, one number.
+        eps: Linf radius in the units of x, one number: 0.1 of [0, 1] is 25.5 of 0-255 images.
         solver: See `sdp_constants`.
         tol: See `sdp_constants`.
         constants: What `sdp_constants(layers)` returned, in place of `solver` and `tol`; where

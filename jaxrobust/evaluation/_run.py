@@ -23,7 +23,7 @@ from jaxrobust.evaluation._judge import attack_program, clean_program
 from jaxrobust.evaluation._report import AttackRecord, CertificateRecord, Report
 from jaxrobust.evaluation._store import Store
 from jaxrobust.identity import digest, fingerprint
-from jaxrobust.threat import Ball
+from jaxrobust.threat import Ball, check_ball
 from jaxrobust.types import (
     Attack,
     Images,
@@ -378,7 +378,7 @@ def _check(
         raise ValueError(
             f"data[0] must be float32 or float64, so that distances can be judged; got {x.dtype}"
         )
-    checks.check_ball(ball, len(x))
+    check_ball(ball, len(x))
     if certificates and np.ndim(ball.eps):
         raise ValueError("eps must be a scalar where certificates are asked for; got one a row")
     for start in range(0, len(x), 1024):
