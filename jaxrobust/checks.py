@@ -10,6 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def images_and_labels(data: Any) -> tuple[Any, Any]:
+    """The two of `(x, y)`, or of what `jaxrobust.data.load` returns; refuse anything else."""
+    if hasattr(data, "x") and hasattr(data, "y"):
+        return data.x, data.y
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        came = type(data).__name__ + (f" of {len(data)}" if hasattr(data, "__len__") else "")
+        raise ValueError(
+            f"data must be (x, y), images and labels, or what jaxrobust.data.load returns; got "
+            f"a {came}"
+        )
+    return data[0], data[1]
+
+
 def check_images(x: Any, box: tuple[float, float], name: str = "x") -> None:
     """Refuse images that are not finite floats within the box, one a row.
 

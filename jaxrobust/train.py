@@ -18,7 +18,7 @@ from jaxtyping import Array, Key, PyTree
 from jaxrobust import checks, files
 from jaxrobust.identity import digest
 from jaxrobust.threat import UNIT_BOX, Box
-from jaxrobust.types import Batch, Images, Labels, Objective, row_keys
+from jaxrobust.types import Batch, Examples, Objective, row_keys
 
 LOG_EVERY = 50
 """Steps between two lines of metrics, at which NaNs are looked for and checkpoints written."""
@@ -55,7 +55,7 @@ def fit(
     objective: Objective,
     params: PyTree,
     optimizer: optax.GradientTransformation,
-    data: tuple[Images, Labels],
+    data: Examples,
     *,
     key: Key[Array, ""],
     num_epochs: int,
@@ -79,7 +79,8 @@ def fit(
         objective: The training method.
         params: Initial parameters.
         optimizer: An optax transformation, its learning-rate schedule included.
-        data: `(x, y)`: images `(n, *dims)` in the box and integer labels `(n,)`, on the host.
+        data: `(x, y)`: images `(n, *dims)` in the box and integer labels `(n,)`, on the host. What
+            `data.load` returns will do.
         key: Typed key of the whole run.
         num_epochs: Passes over the data.
         batch_size: Rows a step.
@@ -103,7 +104,7 @@ def fit(
         FloatingPointError: As soon as a metric or a parameter is not finite, with its name and
             step; a label beyond the model's classes shows as a loss of NaN.
     """
-    x, y = data
+    x, y = checks.images_and_labels(data)
     checks.check_images(x, box, "data[0]")
     checks.check_labels(y, x.shape[0], name="data[1]")
     checks.check_count(num_epochs, "num_epochs")
@@ -124,7 +125,7 @@ def fit(
         jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params),
         objective.init(params, init_key),
     )  # fmt: skip
-    run = _Run(directory, resume, state, key, data, batch_size)
+    run = _Run(directory, resume, state, key, (x, y), batch_size)
     state, metrics = run.restore(state)
 
     @jax.jit
@@ -347,6 +348,7 @@ def _progress(show: bool, total: int, done: int) -> Iterator[Callable[[int, dict
     if not show:
         yield lambda steps, metrics: None
         return
+    from rich import get_console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -359,7 +361,7 @@ def _progress(show: bool, total: int, done: int) -> Iterator[Callable[[int, dict
         TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )  # fmt: skip
-    with Progress(*columns) as bar:
+    with Progress(*columns, disable=not get_console().is_terminal) as bar:
         task = bar.add_task("", total=total, completed=done)
 
         def advance(steps: int, metrics: dict[str, Any]) -> None:

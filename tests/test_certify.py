@@ -489,6 +489,24 @@ def test_on_layers_hands_over_what_the_bound_takes():
     assert narrow(x, y, key=None, ball=ball).margins.max() == 7.0
 
 
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"Dense_0": np.full((500, 500), 7.0)}, r"got a dict; .*layers\(variables\)"),
+        (Dense(np.eye(12), np.zeros(12)), "got a Dense"),
+        ([Dense(np.zeros((12, 3)), np.zeros(3))], r"put Flatten\(\) in front"),
+        ([Flatten(), Dense(np.zeros((3, 12)), np.zeros(12))], r"transposed.*weight\.T"),
+        ([Flatten(), Dense(np.zeros((3, 12)), np.zeros(3))], r"bias must.*transposed"),
+    ],
+)
+def test_layers_that_do_not_fit_are_told_what_to_do(layers, message):
+    x, y = np.full((2, 2, 6, 1), 0.5), np.array([0, 1])
+    with pytest.raises(ValueError, match=message) as caught:
+        certify.interval(layers, x, y, eps=0.1)
+    assert len(str(caught.value)) < 300
+
+
 def test_on_layers_respects_what_a_partial_fixed():
     layers = mlp(np.random.default_rng(14), (4, 3))
     x, y = batch(np.random.default_rng(15), 2, (4,), 3)

@@ -51,6 +51,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     done = jaxrobust("train", "--out", "run", "--num-epochs", 3, "--num-steps", 2, cwd=folder)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("trained")  # no bars where nobody looks
     return folder
 
 
@@ -138,7 +139,9 @@ def test_evaluate_the_users_own_model(tmp_path, function):
         (("evaluate", "--model", "mine:narrow"), "cannot take images"),
         (("evaluate", "--model", "mine:good", "--num-examples", "-3"), "--num-examples"),
         (("demo", "--num-epochs", "0"), "num_epochs"),
-        (("demo", "--out", "mine.py"), "mine.py"),
+        (("demo", "--out", "mine.py"), "--out must be a folder"),
+        (("train", "--out", "mine.py"), "--out must be a folder"),
+        (("evaluate", "--model", "mine:narrow", "--out", "x"), "as digits has"),
         (("train", "--out", "x", "--batch-size", "9999"), "batch_size"),
     ],
 )

@@ -380,6 +380,28 @@ def test_an_attack_may_be_called_as_a_stage_is(case, tmp_path):
     assert report.accuracy_after["clean"] < report.clean_accuracy
 
 
+@pytest.mark.usefixtures("untyped")
+def test_data_is_a_pair_or_what_load_returns(case):
+    logits_fn, _, x, y = case
+    options = {"attacks": {"fgsm": jr.attacks.fgsm}, "ball": jr.Ball("linf", 0.1), "key": KEY}
+    pair = jr.evaluate(logits_fn, (x, y), **options)
+    loaded = jr.evaluate(logits_fn, jr.data.Dataset(x, y, 3), **options)
+    np.testing.assert_array_equal(pair.examples["robust"], loaded.examples["robust"])
+    for wrong in (x, (x, y, 3), {"image": x}):
+        with pytest.raises(ValueError, match=r"data must be \(x, y\)"):
+            jr.evaluate(logits_fn, wrong, **options)
+
+
+def test_a_report_prints_as_a_few_words(case):
+    logits_fn, _, x, y = case
+    report = run(logits_fn, x, y)
+    shown = repr(report)
+    assert len(shown) < 300
+    assert f"clean {report.clean_accuracy:.4g}" in shown
+    assert f"robust {report.robust_accuracy:.4g}" in shown
+    assert "findings: none" in shown
+
+
 def test_memory_mapped_data_and_save(case, tmp_path):
     logits_fn, _, x, y = case
     np.save(tmp_path / "x.npy", x)
@@ -404,6 +426,9 @@ def test_memory_mapped_data_and_save(case, tmp_path):
         ({"y": np.zeros(49, np.int32)}, "one label for each"),
         ({"attacks": {}}, "attacks must be"),
         ({"x": np.zeros((50, 6), np.float16)}, "float32 or float64"),
+        ({"certificates": [jr.certify.lp]}, "certificates must be a dictionary"),
+        ({"certificates": {"lp": jr.certify.lp}}, "certificate 'lp' must be .*on_layers"),
+        ({"certificates": {"lp": 3}}, "certificate 'lp' must be"),
         ({"key": jax.random.key(0, impl="rbg")}, "threefry"),
         ({"key": 0}, "typed key"),
         ({"key": jax.random.split(KEY, 50)}, "single key"),

@@ -27,6 +27,7 @@ from jaxrobust.report import (
     render,
     save,
 )
+from jaxrobust.report._document import as_document
 from jaxrobust.report._figures import MOST_TILES, gallery
 from jaxrobust.report._tables import CERTIFIED, main_tables, percent
 from jaxrobust.types import Finding
@@ -183,6 +184,22 @@ def test_the_same_document_gives_the_same_bytes(saved, tmp_path):
     assert {"accuracy-0-linf.svg", "accuracy-1-l2.svg", "training-0-standard.svg"} <= {
         path.name for path in (saved / "figures").iterdir()
     }
+
+
+def test_what_evaluate_returned_makes_a_page(tmp_path):
+    one, other = a_report(), a_report(norm="l2", eps=0.5)
+    save(one, tmp_path)
+    (entry,) = load(tmp_path).entries
+    assert_same(entry.reports, {"linf 0.1": one})
+    page = save({"plain": one, "robust": other}, tmp_path)
+    assert [entry.name for entry in load(tmp_path).entries] == ["plain", "robust"]
+    text = text_of(page)
+    assert "plain" in text
+    assert "l2 0.5" in text
+    assert ", ." not in text
+    for wrong in ([one], {"plain": 3}, "report"):
+        with pytest.raises(ValueError, match="found must be a Document, a Report"):
+            as_document(wrong)
 
 
 def test_json_knows_no_nan_and_numbers_may_be_numpys(tmp_path):

@@ -7,15 +7,17 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import tyro
 
 from jaxrobust import certify, data, identity
 from jaxrobust.checks import check_count, check_radius
 from jaxrobust.cli import _certificates as results
 from jaxrobust.cli._bounds import BOUNDS, GAP
 from jaxrobust.cli._certificates import Solved
+from jaxrobust.cli._common import check_out
 from jaxrobust.cli._evaluate import Evaluate
 from jaxrobust.cli._npz import read_layers
 from jaxrobust.layers import Layer
@@ -49,9 +51,10 @@ class Certify:
     """Most images to bound, the first of the split."""
     eps: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     """Linf radii, of [0, 1]."""
-    methods: tuple[str, ...] = ()
-    """Some of sdp (at most one hidden layer, dense), lp (ReLU), spectral, frobenius, interval; all
-    that apply to the network where not given."""
+    methods: Annotated[
+        tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all that apply)")
+    ] = ()
+    """Some of sdp (at most one hidden layer, dense), lp (ReLU), spectral, frobenius, interval."""
     out: Path = Path("jaxrobust-certificates")
     """Folder of the results. Constants of sdp found there are proved again, not solved again, if
     they are this network's."""
@@ -62,7 +65,7 @@ class Certify:
         name, layers, dataset = self._network()
         test = data.load(dataset, self.split)
         x, y = test.x[: self.num_examples], test.y[: self.num_examples]
-        clean = _clean(layers, x, y)
+        clean = _clean(layers, x, y, dataset)
         methods, refused = self._methods(layers, x[:1], y[:1])
         self.out.mkdir(parents=True, exist_ok=True)
         solved: Solved | None = None
@@ -71,6 +74,8 @@ class Certify:
             if "sdp" in methods:
                 step("sdp: the programs of all pairs of classes", None)
                 solved = _constants(layers, self.out / results.CONSTANTS_NAME)
+            else:
+                _forget_others(layers, self.out / results.CONSTANTS_NAME)
             for method in methods:
                 given = {"constants": solved.constants} if solved and method == "sdp" else {}
                 for radius in eps:
@@ -96,6 +101,7 @@ class Certify:
     def _checked(self) -> list[float]:
         """The radii, rising."""
         check_count(self.num_examples, "--num-examples")
+        check_out(self.out)
         if not self.eps:
             raise ValueError("--eps must be at least one radius")
         for radius in self.eps:
@@ -138,13 +144,22 @@ class Certify:
         return [m for m in BOUNDS if m in asked and m not in refused], refused
 
 
-def _clean(layers: Sequence[Layer], x: Any, y: Any) -> np.ndarray:
+def _clean(layers: Sequence[Layer], x: Any, y: Any, dataset: str) -> np.ndarray:
     """Which examples are right, proved at radius 0; refuses a network that does not fit."""
     try:
         return certify.interval(layers, x, y, eps=0.0).certified
     except ValueError as error:
         names = ", ".join(type(layer).__name__ for layer in layers)
-        raise ValueError(f"{error} (layers: {names})") from error
+        raise ValueError(f"{error} (layers: {names}; data: {dataset})") from error
+
+
+def _forget_others(layers: Sequence[Layer], path: Path) -> None:
+    """Constants of another network do not stay beside this one's results."""
+    if path.is_file():
+        try:
+            certify.load_sdp_constants(path, layers)
+        except ValueError:
+            path.unlink()
 
 
 def _constants(layers: Sequence[Layer], path: Path) -> Solved:
@@ -164,10 +179,11 @@ def _constants(layers: Sequence[Layer], path: Path) -> Solved:
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, float | None], None]]:
     """A line with what is done now and how much is behind it; None where that is not known."""
+    from rich import get_console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as bar:
+    with Progress(*columns, transient=True, disable=not get_console().is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda what, share: bar.update(
             task, description=what, total=None if share is None else 1.0, completed=share or 0.0

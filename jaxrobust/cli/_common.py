@@ -95,6 +95,12 @@ def curve(
     return report.Curve(grid, [float(a) for a in found.accuracy_at(np.array(grid))], certified)
 
 
+def check_out(folder: Path) -> None:
+    """Refuse a file where a folder is to be."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out must be a folder; {folder} is a file")
+
+
 def command_line() -> str:
     """The command as it was typed."""
     return "jaxrobust " + shlex.join(sys.argv[1:])

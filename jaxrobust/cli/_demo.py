@@ -44,6 +44,7 @@ class Demo:
     def run(self) -> None:
         """Train, attack, bound, report."""
         check_count(self.num_examples, "--num-examples")
+        common.check_out(self.out)
         settings = dataclasses.asdict(self) | {"out": ""}
         work = self.out / f"unfinished-{common.fingerprint(settings)}"
         test = data.load(self.data, "test")

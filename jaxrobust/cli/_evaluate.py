@@ -59,6 +59,7 @@ class Evaluate:
     def run(self) -> None:
         """Evaluate and report."""
         check_count(self.num_examples, "--num-examples")
+        common.check_out(self.out)
         subject = self._load()
         logits_fn, layers, dataset = subject.logits_fn, subject.layers, subject.data
         test = data.load(dataset, self.split)
@@ -144,12 +145,15 @@ def fits(subject: _Subject, x: Any) -> None:
     """Refuse a model that cannot take these images."""
     expected = subject.image_shape
     if expected is not None and tuple(expected) != x.shape[1:]:
-        raise ValueError(f"{subject.name} takes images of shape {expected}; got {x.shape[1:]}")
+        raise ValueError(
+            f"{subject.name} takes images of shape {tuple(expected)}; those of {subject.data} are "
+            f"{x.shape[1:]}"
+        )
     try:
         jax.eval_shape(per_example(subject.logits_fn), jax.numpy.asarray(x[0]), jax.random.key(0))
     except Exception as error:  # whatever the user's own code raises
         raise ValueError(
-            f"{subject.name} cannot take images of shape {x.shape[1:]}: "
+            f"{subject.name} cannot take images of shape {x.shape[1:]}, as {subject.data} has: "
             f"{type(error).__name__}: {error}"
         ) from error
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from jaxrobust.layers import Conv, Dense, Flatten, Layer, Relu, Sigmoid
 
+TRANSPOSED = " (is it transposed? A kernel is (inputs, outputs), PyTorch's weight.T)"
+
 _DAMAGED = (
     ValueError, TypeError, AttributeError, KeyError, EOFError, NotImplementedError, RuntimeError,
     zipfile.BadZipFile, zlib.error,
@@ -42,7 +44,9 @@ def read_layers(path: Path, activation: str) -> list[Layer]:
     except OSError as error:
         raise ValueError(f"--layers: {path} cannot be read: {error.strerror or error}") from error
     except _DAMAGED as error:
-        raise ValueError(f"--layers: {path} is damaged or no npz file: {error}") from error
+        raise ValueError(
+            f"--layers: {path} is no npz file, as numpy.savez writes them, or damaged"
+        ) from error
     parts: dict[int, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
         found = re.fullmatch(r"(0|[1-9]\d{0,8})\.(kernel|bias|strides|padding)", name)
@@ -61,10 +65,25 @@ def read_layers(path: Path, activation: str) -> list[Layer]:
             layer = _affine(**own)  # pyright: ignore[reportArgumentType]
         except (TypeError, ValueError) as error:
             raise ValueError(f"--layers: {path}, layer {number}: {error}") from error
+        _check_fits(path, number, layer, layers)
         layers += [between] if layers else []
         flat = any(isinstance(before, Dense) for before in layers)
         layers += [layer] if flat or isinstance(layer, Conv) else [Flatten(), layer]
     return layers
+
+
+def _check_fits(path: Path, number: int, layer: Dense | Conv, before: list[Layer]) -> None:
+    """Refuse a dense layer that does not take what the dense layer in front of it gives."""
+    last = before[-1] if before else None
+    if not (isinstance(last, Dense) and isinstance(layer, Dense)):
+        return
+    (inputs, outputs), given = layer.kernel.shape, last.kernel.shape[1]
+    if inputs != given:
+        hint = TRANSPOSED if outputs == given else ""
+        raise ValueError(
+            f"--layers: {path}, layer {number}: kernel has {inputs} inputs, but the layer in front "
+            f"has {given} outputs{hint}"
+        )
 
 
 def _affine(
@@ -76,8 +95,16 @@ def _affine(
     if kernel is None or bias is None:
         raise ValueError("kernel and bias must both be there")
     for name, array in (("kernel", kernel), ("bias", bias)):
-        if not (np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all()):
-            raise ValueError(f"{name} must hold finite floating-point numbers ({array.dtype})")
+        if not np.issubdtype(array.dtype, np.floating):
+            raise ValueError(f"{name} must hold floating-point numbers; got {array.dtype}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} must hold finite numbers; got NaN or infinite ones")
+    if kernel.ndim in (2, 4) and bias.shape != kernel.shape[-1:]:
+        hint = TRANSPOSED if kernel.ndim == 2 and bias.shape == kernel.shape[:1] else ""
+        raise ValueError(
+            f"bias must have shape {kernel.shape[-1:]} for a kernel of shape {kernel.shape}; got "
+            f"{bias.shape}{hint}"
+        )
     if kernel.ndim == 2 and strides is None and padding is None:
         return Dense(kernel, bias)
     if kernel.ndim != 4:

@@ -143,8 +143,11 @@ def accuracy_figure(document: Document, norm: str) -> bytes:
             if lower:
                 dashed = {"color": colour, "lw": 1.5, "ls": (0, (3.5, 2)), "zorder": 3}
                 axes.plot(curve.eps, lower, **dashed, **PROVED)
+                ends, floor, ceiling = between(curve.eps, lower, curve.accuracy)
                 axes.fill_between(
-                    *between(curve.eps, lower, curve.accuracy),
+                    ends,
+                    floor,
+                    ceiling,
                     color=colour,
                     alpha=0.11 if num_bands <= 3 else 0.05,
                     lw=0,
