@@ -9,19 +9,31 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.threat import Ball, Box
+
+def images_and_labels(data: Any) -> tuple[Any, Any]:
+    """The two of `(x, y)`, or of what `jaxrobust.data.load` returns; refuse anything else."""
+    if hasattr(data, "x") and hasattr(data, "y"):
+        return data.x, data.y
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        came = type(data).__name__ + (f" of {len(data)}" if hasattr(data, "__len__") else "")
+        raise ValueError(
+            f"data must be (x, y), images and labels, or what jaxrobust.data.load returns; got "
+            f"a {came}"
+        )
+    return data[0], data[1]
 
 
-def check_images(x: Any, box: Box, name: str = "x") -> None:
+def check_images(x: Any, box: tuple[float, float], name: str = "x") -> None:
     """Refuse images that are not finite floats within the box, one a row.
 
     Dtype and rank are checked always, values where they are known (not under tracing).
     """
+    least, most = box
     if not hasattr(x, "dtype") or not hasattr(x, "shape"):
         raise ValueError(f"{name} must be an array of images; got {type(x).__name__}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
-            f"{name} must be floating point in [{box.low:g}, {box.high:g}]; got {x.dtype} "
+            f"{name} must be floating point in [{least:g}, {most:g}]; got {x.dtype} "
             "(divide 0-255 images by 255)"
         )
     if x.ndim < 2:
@@ -33,10 +45,10 @@ def check_images(x: Any, box: Box, name: str = "x") -> None:
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
         raise ValueError(f"{name} must be finite; rows {_rows(bad)} hold NaN or infinite values")
-    if low < box.low or high > box.high:
-        hint = "; are these 0-255 images? Divide by 255" if high > 1.5 * box.high else ""
+    if low < least or high > most:
+        hint = "; are these 0-255 images? Divide by 255" if high > 1.5 * most else ""
         raise ValueError(
-            f"{name} must lie in the box [{box.low:g}, {box.high:g}]; "
+            f"{name} must lie in the box [{least:g}, {most:g}]; "
             f"got values from {low:g} to {high:g}{hint}"
         )
 
@@ -64,15 +76,11 @@ def check_labels(y: Any, num_rows: int, num_classes: int | None = None, name: st
         raise ValueError(f"{name} must hold labels {accepted}; got labels from {low} to {high}")
 
 
-def check_ball(ball: Any, num_rows: int | None = None) -> None:
-    """Refuse a threat that is no ball, or whose radius is negative, not finite or misshapen."""
-    if not isinstance(ball, Ball):
-        raise ValueError(f"ball must be a jaxrobust.Ball; got {type(ball).__name__}")
-    check_radius(ball.eps, "eps", num_rows)
-
-
 def check_radius(value: Any, name: str, num_rows: int | None = None) -> None:
-    """Refuse a radius or step that is negative, not finite, or neither scalar nor one a row."""
+    """Refuse a radius or step that is no finite number >= 0, or neither scalar nor one a row."""
+    dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+    if not jnp.issubdtype(dtype, np.number):
+        raise ValueError(f"{name} must be a number; got {value!r}")
     shape = jnp.shape(value)
     if shape not in ((), (num_rows,)):
         raise ValueError(f"{name} must be a scalar or one number for each row; got shape {shape}")
@@ -83,15 +91,15 @@ def check_radius(value: Any, name: str, num_rows: int | None = None) -> None:
         raise ValueError(f"{name} must be finite and at least 0; got {value}")
 
 
-def check_sigma(value: Any, box: Box | None = None) -> None:
+def check_sigma(value: Any, box: tuple[float, float] | None = None) -> None:
     """Refuse a standard deviation that is not one positive number, or far wider than the box."""
     if np.ndim(value) != 0 or not np.issubdtype(np.asarray(value).dtype, np.number):
         raise ValueError(f"sigma must be one number; got {value!r}")
     if not (np.isfinite(value) and value > 0):
         raise ValueError(f"sigma must be finite and positive; got {value}")
-    if box is not None and value > 2 * (box.high - box.low):
+    if box is not None and value > 2 * (box[1] - box[0]):
         raise ValueError(
-            f"sigma must be in the units of x, whose box is [{box.low:g}, {box.high:g}], and at "
+            f"sigma must be in the units of x, whose box is [{box[0]:g}, {box[1]:g}], and at "
             f"most twice its width; got {value:g}: was it meant for 0-255 images? Divide by 255"
         )
 

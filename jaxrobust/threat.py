@@ -10,7 +10,10 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
+
+from jaxrobust.checks import check_radius
 
 NORMS = ("linf", "l2", "l1")
 
@@ -39,7 +42,8 @@ class Ball:
         box: Legal pixel values.
 
     Raises:
-        ValueError: For an unknown norm.
+        ValueError: For an unknown norm, and for a number that is no radius; the radii of an array
+            are looked at where the ball is used.
 
     >>> ball = Ball("linf", 0.1)
     >>> ball.project(jnp.array([0.5]), jnp.array([0.8]))
@@ -51,9 +55,11 @@ class Ball:
     box: Box = dataclasses.field(default=UNIT_BOX, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        # eps is not looked at here: unflattening runs this with placeholders.
         if self.norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {self.norm!r}")
+        # Plain numbers only: unflattening runs this with placeholders and tracers.
+        if isinstance(self.eps, int | float | np.number):
+            check_radius(self.eps, "eps")
 
     def distance(self, x: Float[Array, "*d"], x_adv: Float[Array, "*d"]) -> Float[Array, ""]:
         """Distance of `x_adv` from `x` in the ball's norm."""
@@ -115,6 +121,13 @@ class Ball:
         moved = jnp.clip(size - spent_before, 0.0, room[order])
         amount = jnp.zeros_like(room).at[order].set(moved).reshape(x.shape)
         return jnp.clip(x + jnp.sign(gradient) * amount, low, high)  # for rounding
+
+
+def check_ball(ball: Any, num_rows: int | None = None) -> None:
+    """Refuse a threat that is no ball, or whose radius is negative, not finite or misshapen."""
+    if not isinstance(ball, Ball):
+        raise ValueError(f"ball must be a jaxrobust.Ball; got {type(ball).__name__}")
+    check_radius(ball.eps, "eps", num_rows)
 
 
 def norm(delta: Float[Array, "*d"], which: str) -> Float[Array, ""]:

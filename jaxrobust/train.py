@@ -18,7 +18,7 @@ from jaxtyping import Array, Key, PyTree
 from jaxrobust import checks, files
 from jaxrobust.identity import digest
 from jaxrobust.threat import UNIT_BOX, Box
-from jaxrobust.types import Batch, Images, Labels, Objective, row_keys
+from jaxrobust.types import Batch, Examples, Objective, row_keys
 
 LOG_EVERY = 50
 """Steps between two lines of metrics, at which NaNs are looked for and checkpoints written."""
@@ -55,7 +55,7 @@ def fit(
     objective: Objective,
     params: PyTree,
     optimizer: optax.GradientTransformation,
-    data: tuple[Images, Labels],
+    data: Examples,
     *,
     key: Key[Array, ""],
     num_epochs: int,
@@ -79,14 +79,18 @@ def fit(
         objective: The training method.
         params: Initial parameters.
         optimizer: An optax transformation, its learning-rate schedule included.
-        data: `(x, y)`: images `(n, *dims)` in the box and integer labels `(n,)`, on the host.
+        data: `(x, y)`: images `(n, *dims)` in the box and integer labels `(n,)`, on the host. What
+            `data.load` returns will do.
         key: Typed key of the whole run.
         num_epochs: Passes over the data.
         batch_size: Rows a step.
         model_state: The model's state; an empty dictionary where None.
         validate: Called with `(params, model_state)` after each epoch; returns numbers to log.
         directory: Where checkpoints and metrics go; nothing is written where None.
-        resume: Go on from the directory's last checkpoint, if it has one.
+        resume: Go on from the directory's last checkpoint, if it has one. That it is the same run
+            is checked by the key, the data, the batch size, and the names, shapes and dtypes of all
+            parameters and states. Numbers inside the objective, the optimizer and its schedule (an
+            eps, a learning rate) cannot be seen: they are taken as given now.
         checkpoint_seconds: Least time between two checkpoints inside an epoch.
         progress: Show a progress bar.
         box: Legal pixel values.
@@ -96,11 +100,11 @@ def fit(
 
     Raises:
         ValueError: For data, counts or a key that cannot be meant; for a directory that holds a
-            run which is not to be resumed, or that belongs to another model or another run.
+            run which is not to be resumed, or that differs in what `resume` says is checked.
         FloatingPointError: As soon as a metric or a parameter is not finite, with its name and
             step; a label beyond the model's classes shows as a loss of NaN.
     """
-    x, y = data
+    x, y = checks.images_and_labels(data)
     checks.check_images(x, box, "data[0]")
     checks.check_labels(y, x.shape[0], name="data[1]")
     checks.check_count(num_epochs, "num_epochs")
@@ -121,7 +125,7 @@ def fit(
         jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params),
         objective.init(params, init_key),
     )  # fmt: skip
-    run = _Run(directory, resume, state, key, data, batch_size)
+    run = _Run(directory, resume, state, key, (x, y), batch_size)
     state, metrics = run.restore(state)
 
     @jax.jit
@@ -344,6 +348,7 @@ def _progress(show: bool, total: int, done: int) -> Iterator[Callable[[int, dict
     if not show:
         yield lambda steps, metrics: None
         return
+    from rich import get_console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -356,7 +361,7 @@ def _progress(show: bool, total: int, done: int) -> Iterator[Callable[[int, dict
         TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )  # fmt: skip
-    with Progress(*columns) as bar:
+    with Progress(*columns, disable=not get_console().is_terminal) as bar:
         task = bar.add_task("", total=total, completed=done)
 
         def advance(steps: int, metrics: dict[str, Any]) -> None:

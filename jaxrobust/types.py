@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 Images: TypeAlias = Float[Array, "batch *dims"] | Float[np.ndarray, "batch *dims"]
 Labels: TypeAlias = Int[Array, " batch"] | Int[np.ndarray, " batch"]
+Examples: TypeAlias = tuple[Images, Labels] | tuple[Images, Labels, int]
+"""Images and labels; the third is the number of classes that `data.load` adds."""
 Keys: TypeAlias = Key[Array, ""] | Key[Array, " batch"]
 LogitsFn: TypeAlias = Callable[..., PyTree]
 

@@ -489,6 +489,62 @@ def test_on_layers_hands_over_what_the_bound_takes():
     assert narrow(x, y, key=None, ball=ball).margins.max() == 7.0
 
 
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"Dense_0": np.full((500, 500), 7.0)}, r"got a dict; .*layers\(variables\)"),
+        (Dense(np.eye(12), np.zeros(12)), "got a Dense"),
+        ([Dense(np.zeros((12, 3)), np.zeros(3))], r"put Flatten\(\) in front"),
+        ([Flatten(), Dense(np.zeros((3, 12)), np.zeros(12))], r"transposed.*weight\.T"),
+        ([Flatten(), Dense(np.zeros((3, 12)), np.zeros(3))], r"bias must.*transposed"),
+    ],
+)
+def test_layers_that_do_not_fit_are_told_what_to_do(layers, message):
+    x, y = np.full((2, 2, 6, 1), 0.5), np.array([0, 1])
+    with pytest.raises(ValueError, match=message) as caught:
+        certify.interval(layers, x, y, eps=0.1)
+    assert len(str(caught.value)) < 300
+
+
+def test_on_layers_respects_what_a_partial_fixed():
+    layers = mlp(np.random.default_rng(14), (4, 3))
+    x, y = batch(np.random.default_rng(15), 2, (4,), 3)
+    ball = Ball("linf", 0.3)
+
+    def at(bound, ball=ball):
+        return certify.on_layers(bound, layers)(x, y, key=None, ball=ball)
+
+    whole = functools.partial(certify.lp, box=None)
+    expected = certify.lp(layers, x, y, eps=0.3, box=None).margins
+    assert (expected < at(certify.lp).margins).any()  # the box matters here
+    np.testing.assert_array_equal(at(whole).margins, expected)
+    np.testing.assert_array_equal(at(functools.partial(whole, eps=0.3)).margins, expected)
+    for bound, name in (
+        (functools.partial(certify.lp, eps=0.1), "eps"),
+        (functools.partial(certify.interval, norm="l2"), "norm"),
+        (functools.partial(certify.interval, box=Box(0.0, 0.5)), "box"),
+    ):
+        with pytest.raises(ValueError, match=f"its {name} is fixed to"):
+            at(bound)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_on_layers_wants_the_bound_first():
+    with pytest.raises(ValueError, match="bound must be a function"):
+        certify.on_layers(mlp(np.random.default_rng(0), (4, 3)), certify.lp)
+
+
+@every_bound
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("eps", ["0.05", True, -0.1, np.inf, [0.1], None])
+def test_a_radius_is_one_number(bound, eps):
+    layers = mlp(np.random.default_rng(14), (4, 3))
+    x, y = batch(np.random.default_rng(15), 2, (4,), 3)
+    with pytest.raises(ValueError, match="eps"):
+        bound(layers, x, y, eps=eps)
+
+
 @every_bound
 @pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("transformation", [jax.jit, jax.vmap, jax.grad])

@@ -5,8 +5,14 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+from contracts import problem
+
+from jaxrobust.cli._bounds import EVERY_NORM, certificates
+from jaxrobust.models import small_cnn
+from jaxrobust.threat import Ball
 
 MODELS = """
 import jax.numpy as jnp
@@ -45,6 +51,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     done = jaxrobust("train", "--out", "run", "--num-epochs", 3, "--num-steps", 2, cwd=folder)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("trained")  # no bars where nobody looks
     return folder
 
 
@@ -88,7 +95,7 @@ def test_train_resume_evaluate_report(trained):
         "--num-restarts", 2, "--out", "page", cwd=trained,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "interval" in done.stdout
+    assert all(f"certified by {name}" in done.stdout for name in ("sdp", "lp", "interval"))
     page = trained / "page" / "index.html"
     first = page.read_bytes()
     page.unlink()
@@ -132,7 +139,9 @@ def test_evaluate_the_users_own_model(tmp_path, function):
         (("evaluate", "--model", "mine:narrow"), "cannot take images"),
         (("evaluate", "--model", "mine:good", "--num-examples", "-3"), "--num-examples"),
         (("demo", "--num-epochs", "0"), "num_epochs"),
-        (("demo", "--out", "mine.py"), "mine.py"),
+        (("demo", "--out", "mine.py"), "--out must be a folder"),
+        (("train", "--out", "mine.py"), "--out must be a folder"),
+        (("evaluate", "--model", "mine:narrow", "--out", "x"), "as digits has"),
         (("train", "--out", "x", "--batch-size", "9999"), "batch_size"),
     ],
 )
@@ -153,3 +162,22 @@ def test_unknown_options_and_help(tmp_path):
         assert done.returncode == 0
         assert "--help" in done.stdout or "-h" in done.stdout
     assert "demo" in jaxrobust("--help", cwd=tmp_path).stdout
+
+
+def test_a_report_has_the_tightest_certificates_it_can_afford():
+    _, layers, x, y = problem(0, batch=60)
+    bounds = certificates(layers, "linf")
+    assert set(bounds) == {"sdp", "lp", *EVERY_NORM}
+    found = {
+        name: bound(x, y, key=None, ball=Ball("linf", 0.02)).certified
+        for name, bound in bounds.items()
+    }
+    assert (found["lp"] >= found["interval"]).all()
+    assert (found["sdp"] | found["lp"]).sum() > (found["interval"] | found["spectral"]).sum()
+    _, deep, _, _ = problem(0, sizes=(6, 5, 5, 3))
+    assert set(certificates(deep, "linf")) == {"lp", *EVERY_NORM}
+    module = small_cnn()
+    variables = module.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    assert set(certificates(module.layers(variables), "linf")) == set(EVERY_NORM)
+    assert set(certificates(layers, "l2")) == set(EVERY_NORM)
+    assert certificates(None, "linf") == {}

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jaxrobust import certify, data, report
 from jaxrobust.cli import main
-from jaxrobust.cli._common import read_layers
+from jaxrobust.cli._npz import read_layers
 from jaxrobust.layers import Conv, Dense, Flatten, Relu, Sigmoid
 from jaxrobust.models import mlp, small_cnn
 
@@ -101,6 +101,25 @@ def test_numbers_are_the_librarys(first):
     assert not list((folder / "out").glob(".*"))
     for word in (*METHODS, "any method", "0.005", "0.02", "certify.json"):
         assert word in shown
+    assert "\n\n" not in shown  # no bars where nobody looks
+
+
+def test_a_report_is_not_made_of_certificates(first, capsys):
+    folder, _ = first
+    assert main(["report", str(folder / "out")]) == 2
+    assert "holds certificates of jaxrobust certify" in capsys.readouterr().err
+
+
+def test_constants_of_another_network_do_not_stay(first, capsys, monkeypatch, tmp_path):
+    folder, _ = first
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    stored = tmp_path / "out/sdp_constants.npz"
+    for seed, stays in ((0, True), (1, False)):
+        stored.write_bytes((folder / "out/sdp_constants.npz").read_bytes())
+        np.savez("net.npz", **weights(seed))
+        assert here(capsys, *options(), "--methods", "interval")[0] == 0
+        assert stored.exists() is stays
 
 
 def test_constants_are_used_again_for_this_network_only(first, capsys, monkeypatch):
@@ -186,9 +205,14 @@ def test_layers_written_by_their_number_come_back(tmp_path, module, depth):
         (None, (), "net.npz cannot be read"),
         (b"", (), "damaged"),
         (b"PK\x03\x04 no archive", (), "damaged"),
-        ({"0.kernel": np.zeros((12, 64))}, (), "layers[1].bias"),
+        (b"0.05, 0.1", (), "net.npz is no npz file"),
+        ({"0.kernel": np.zeros((64, 12))}, (), "layer 0: bias must have shape (12,)"),
+        ({"0.kernel": np.zeros((6, 64))}, (), "PyTorch's weight.T"),
         ({"0.kernel": np.zeros((65, 6))}, (), "takes examples of shape (65,)"),
-        ({"2.kernel": np.zeros((7, 10))}, (), "takes examples of shape (7,)"),
+        ({"0.kernel": np.zeros((65, 6))}, (), "data: digits"),
+        ({"2.kernel": np.zeros((7, 10))}, (), "layer 2: kernel has 7 inputs, but the layer in"),
+        ({"2.kernel": np.zeros((10, 6)), "2.bias": np.zeros(6)}, (), "transposed"),
+        ({"0.kernel": np.zeros((64, 6), int)}, (), "kernel must hold floating-point numbers; got"),
         ({"0.kernel": np.zeros((64, 6, 1))}, (), "layer 0: kernel must have shape"),
         ({"0.kernel": np.full((64, 6), np.nan)}, (), "layer 0: kernel must hold finite"),
         ({"0.strides": [1, 1]}, (), "without strides"),
@@ -202,7 +226,7 @@ def test_layers_written_by_their_number_come_back(tmp_path, module, depth):
         ({}, ("--split", "nope"), "split must be"),
         ({}, ("--data", "mnistt"), "no TFDS data set"),
         ({}, ("--checkpoint", "nowhere"), "either --layers or --checkpoint"),
-        ({}, ("--out", "net.npz"), "net.npz"),
+        ({}, ("--out", "net.npz"), "--out must be a folder; net.npz is a file"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_two(
@@ -246,10 +270,16 @@ def test_table_and_chart_of_one_set_of_numbers():
         "0.1", "25.0", "12.5", "37.5",
     ]  # fmt: skip
     assert report.certified_figure(found) == report.certified_figure(found)
+    close = report.Certified("linf", 8, 0.5, [0.1, 0.1000001], {"lp": [0.25, 0.25]}, [0.25, 0.25])
+    report.print_certified(close, console)
+    shown = console.export_text()
+    assert "0.1000001" in shown
+    assert "any method" not in shown  # there is one method
     with pytest.raises(ValueError, match="lp must hold one value"):
         report.Certified("linf", 8, 0.5, [0.1], {"lp": []}, [0.375])
 
 
 def test_help(capsys):
-    code, _ = here(capsys, "--help")
-    assert code == 0
+    with pytest.raises(SystemExit):
+        main(["certify", "--help"])
+    assert "all that apply" in " ".join(capsys.readouterr().out.split())

@@ -109,6 +109,14 @@ INVARIANT = {
 }
 
 
+@pytest.mark.usefixtures("untyped")
+def test_a_start_of_numpys_is_taken_as_what_jax_computes_in():
+    """Without a warning of truncation, which would be an error here."""
+    found = top_eigenpair(lambda v: 2.0 * v, np.ones(5), num_steps=2, tol=1e-3)
+    assert found.vector.dtype == jnp.float32
+    np.testing.assert_allclose(found.value, 2.0, rtol=1e-6)
+
+
 whole = jax.jit(lambda matrix, v0: lanczos(product(matrix), v0, len(matrix) + 5))
 
 

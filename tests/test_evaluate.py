@@ -300,6 +300,11 @@ def test_a_certificate_that_contradicts_an_attack_is_reported(case):
 
     report = run(logits_fn, x, y, certificates={"liar": liar})
     assert [f.name for f in report.findings] == ["certified and broken: liar"]
+    report = run(logits_fn, x, (y + 1) % 3, attacks={}, certificates={"liar": liar})
+    assert report.certified_accuracy["liar"] == report.clean_accuracy < 1  # right and certified
+    (finding,) = report.findings
+    assert finding.value == len(y) - round(report.clean_accuracy * len(y))
+    assert "without any attack" in finding.meaning
 
     def other(x, y, *, key, ball):
         return jr.MarginBound(np.ones((len(y), 3)), "l2", float(ball.eps), "other", "none")
@@ -375,6 +380,28 @@ def test_an_attack_may_be_called_as_a_stage_is(case, tmp_path):
     assert report.accuracy_after["clean"] < report.clean_accuracy
 
 
+@pytest.mark.usefixtures("untyped")
+def test_data_is_a_pair_or_what_load_returns(case):
+    logits_fn, _, x, y = case
+    options = {"attacks": {"fgsm": jr.attacks.fgsm}, "ball": jr.Ball("linf", 0.1), "key": KEY}
+    pair = jr.evaluate(logits_fn, (x, y), **options)
+    loaded = jr.evaluate(logits_fn, jr.data.Dataset(x, y, 3), **options)
+    np.testing.assert_array_equal(pair.examples["robust"], loaded.examples["robust"])
+    for wrong in (x, (x, y, 3), {"image": x}):
+        with pytest.raises(ValueError, match=r"data must be \(x, y\)"):
+            jr.evaluate(logits_fn, wrong, **options)
+
+
+def test_a_report_prints_as_a_few_words(case):
+    logits_fn, _, x, y = case
+    report = run(logits_fn, x, y)
+    shown = repr(report)
+    assert len(shown) < 300
+    assert f"clean {report.clean_accuracy:.4g}" in shown
+    assert f"robust {report.robust_accuracy:.4g}" in shown
+    assert "findings: none" in shown
+
+
 def test_memory_mapped_data_and_save(case, tmp_path):
     logits_fn, _, x, y = case
     np.save(tmp_path / "x.npy", x)
@@ -399,11 +426,14 @@ def test_memory_mapped_data_and_save(case, tmp_path):
         ({"y": np.zeros(49, np.int32)}, "one label for each"),
         ({"attacks": {}}, "attacks must be"),
         ({"x": np.zeros((50, 6), np.float16)}, "float32 or float64"),
+        ({"certificates": [jr.certify.lp]}, "certificates must be a dictionary"),
+        ({"certificates": {"lp": jr.certify.lp}}, "certificate 'lp' must be .*on_layers"),
+        ({"certificates": {"lp": 3}}, "certificate 'lp' must be"),
         ({"key": jax.random.key(0, impl="rbg")}, "threefry"),
         ({"key": 0}, "typed key"),
         ({"key": jax.random.split(KEY, 50)}, "single key"),
         ({"batch_size": 0}, "batch_size"),
-        ({"ball": jr.Ball("linf", -1.0)}, "eps"),
+        ({"ball": jr.Ball("linf", np.array(-1.0))}, "eps"),
         ({"logits_fn": lambda x: x.sum(-1)}, "logits_fn must return"),
         ({"attacks": {"odd": lambda f, x, y, *, key, ball: x[:, :2]}}, "attack 'odd': must return"),
     ],

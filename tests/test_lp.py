@@ -359,6 +359,9 @@ def test_wrong_arguments_are_refused():
         certify.lp(layers, x, y, eps=0.1, box=Box(1.0, 0.0))
     with pytest.raises(ValueError, match="in the box"):
         certify.lp(layers, x + 1, y, eps=0.1)
+    for eps in (-0.05, "0.05", True):
+        with pytest.raises(ValueError, match="eps must be"):
+            objectives.lp_robust(lambda p, s, x: (x, s), lambda p: layers, eps=eps)
     for wrong in (Sigmoid(), "relu"):
         with pytest.raises(ValueError, match=r"layers\[1\] is a (Sigmoid|str)"):
             certify.lp_margins([layers[0], wrong, layers[2]], x, y, eps=0.1)

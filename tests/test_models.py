@@ -26,6 +26,15 @@ def test_exported_layers_are_the_network(model, shape):
     )
 
 
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("module", [jr.models.mlp((5,)), jr.models.small_cnn()])
+def test_layers_of_other_variables_are_refused(module):
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    for wrong in (variables["params"], {"params": {}}, {}):
+        with pytest.raises(ValueError, match="variables must be what the module's init returned"):
+            module.layers(wrong)
+
+
 def test_paper_sizes():
     x = jnp.zeros((1, 28, 28, 1))
     shapes = jax.tree.map(jnp.shape, jr.models.mlp().init(jax.random.key(0), x)["params"])

@@ -16,7 +16,18 @@ import pytest
 from rich.console import Console
 
 from jaxrobust.evaluation import AttackRecord, CertificateRecord, Report
-from jaxrobust.report import Curve, Document, Entry, load, print_tables, render, save
+from jaxrobust.report import (
+    Certified,
+    Curve,
+    Document,
+    Entry,
+    certified_figure,
+    load,
+    print_tables,
+    render,
+    save,
+)
+from jaxrobust.report._document import as_document
 from jaxrobust.report._figures import MOST_TILES, gallery
 from jaxrobust.report._tables import CERTIFIED, main_tables, percent
 from jaxrobust.types import Finding
@@ -175,6 +186,22 @@ def test_the_same_document_gives_the_same_bytes(saved, tmp_path):
     }
 
 
+def test_what_evaluate_returned_makes_a_page(tmp_path):
+    one, other = a_report(), a_report(norm="l2", eps=0.5)
+    save(one, tmp_path)
+    (entry,) = load(tmp_path).entries
+    assert_same(entry.reports, {"linf 0.1": one})
+    page = save({"plain": one, "robust": other}, tmp_path)
+    assert [entry.name for entry in load(tmp_path).entries] == ["plain", "robust"]
+    text = text_of(page)
+    assert "plain" in text
+    assert "l2 0.5" in text
+    assert ", ." not in text
+    for wrong in ([one], {"plain": 3}, "report"):
+        with pytest.raises(ValueError, match="found must be a Document, a Report"):
+            as_document(wrong)
+
+
 def test_json_knows_no_nan_and_numbers_may_be_numpys(tmp_path):
     odd = FINDING._replace(value=float("inf"))
     report = a_report(findings=[odd], kept=0)
@@ -209,6 +236,35 @@ def test_a_curve_needs_one_value_a_radius():
         Curve([0.0, 0.1], [0.5], {})
     with pytest.raises(ValueError, match="ibp must hold"):
         Curve([0.0], [0.5], {"ibp": []})
+
+
+def lines_of(svg):
+    """The polylines of a chart, as fractions of the axes' width and of accuracy 1."""
+    found = []
+    for path in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}path"):
+        numbers = re.findall(r"[ML] ([-.\d]+) ([-.\d]+)", path.get("d"))
+        found.append(np.array(numbers, float).reshape(-1, 2))
+    return found
+
+
+def test_no_curve_shows_a_value_between_two_radii(tmp_path):
+    """A certified curve keeps the value of the next larger radius, an attacked one the last's."""
+    certified = Certified("linf", 8, 0.5, [0.1, 0.2], {"lp": [0.25, 0.125]}, [0.25, 0.125])
+    steps = [line for line in lines_of(certified_figure(certified)) if len(line) == 5]
+    assert len(steps) == 2  # lp, and any method below it
+    for line in steps:
+        (x, y), width = line.T, line[-1, 0] - line[0, 0]
+        np.testing.assert_allclose((x - x[0]) / width, [0, 0, 0.5, 0.5, 1], atol=1e-4)
+        heights = (y[0] - y) / (y[-1] - y[0])  # of what falls from .5 to .125
+        np.testing.assert_allclose(heights, [0, -2 / 3, -2 / 3, -1, -1], atol=1e-4)
+    curve = Curve([0.0, 0.1, 0.2], [0.9, 0.8, 0.6], {"lp": [0.9, 0.3, 0.0]})
+    save(a_document(entries=[an_entry(curves={"linf": curve})]), tmp_path)
+    lines = lines_of((tmp_path / "figures/accuracy-0-linf.svg").read_bytes())
+    attacked, proved = (line[:, 1] for line in lines if len(line) == 5)
+    shares = (attacked - attacked[0]) / (attacked[-1] - attacked[0])
+    np.testing.assert_allclose(shares, [0, 0, 1 / 3, 1 / 3, 1], atol=1e-4)
+    shares = (proved - proved[0]) / (proved[-1] - proved[0])
+    np.testing.assert_allclose(shares, [0, 2 / 3, 2 / 3, 1, 1], atol=1e-4)
 
 
 @pytest.fixture

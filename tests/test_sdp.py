@@ -167,6 +167,29 @@ def test_linear_in_eps_and_solved_once():
     assert (lost > 0).all()
 
 
+@pytest.mark.usefixtures("untyped")
+def test_constants_are_constants_and_the_proof_says_how_far_they_came():
+    layers = net(3)
+    x, y = np.full((1, 4), 0.5), np.array([0])
+    with pytest.raises(ValueError, match=r"constants must be what sdp_constants.*got ndarray"):
+        sdp(layers, x, y, eps=0.1, constants=sdp_constants(layers).upper)
+    nothing = (np.ones((1, 6)), np.ones((1, 4)))
+    rough = sdp_constants(layers, duals=nothing)
+    assert "relative gap of inf" in sdp(layers, x, y, eps=0.1, constants=rough).proof
+    fine = sdp_constants(layers)
+    assert f"relative gap of {fine.gap:.1e}" in sdp(layers, x, y, eps=0.1, constants=fine).proof
+
+
+def test_a_network_that_tells_no_classes_apart_has_no_gap():
+    same = Dense(np.ones((5, 3)), np.zeros(3))  # one column thrice: every difference is zero
+    dead = Dense(np.zeros((4, 5)), np.zeros(5))
+    alive = Dense(np.ones((4, 5)), np.zeros(5))
+    for layers in ([dead, Relu(), same], [alive, Relu(), same]):
+        constants = sdp_constants(layers)
+        assert constants.gap == 0
+        assert constants.upper.max() < 1e-200
+
+
 def test_the_gap_reaches_from_the_bound_to_the_relaxation():
     _, layers, x, y = problem(3)
     rough, fine = (sdp(layers, x, y, eps=0.3, solver="dual", tol=t) for t in (0.1, 1e-7))

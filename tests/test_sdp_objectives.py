@@ -230,6 +230,7 @@ def test_generalized_cross_entropy_tends_to_cross_entropy():
         (lambda o: o.warm_mixing(3, 0), "num_steps"),
         (lambda o: o.lanczos_dual(optax.sgd(1.0), 0), "num_steps"),
         (lambda o: o.sdp_robust(FORWARD, layers, SOLVERS["mixing"], eps=-0.1), "eps"),
+        (lambda o: o.sdp_robust(FORWARD, layers, o.warm_mixing, eps=0.1), "solver must be"),
         (
             lambda o: o.sdp_regularized(
                 FORWARD, layers, SOLVERS["mixing"], weight=float("nan"), eps=0.1
@@ -244,6 +245,7 @@ def test_generalized_cross_entropy_tends_to_cross_entropy():
         ),
     ],
 )
+@pytest.mark.usefixtures("untyped")
 def test_what_cannot_be_meant_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make(objectives)

@@ -11,6 +11,23 @@ from scipy.optimize import linprog
 
 import jaxrobust as jr
 
+
+@pytest.mark.parametrize("eps", [-0.1, -1, np.float32(-0.1), np.nan, np.inf])
+def test_a_number_that_is_no_radius_makes_no_ball(eps):
+    with pytest.raises(ValueError, match="eps must be finite and at least 0"):
+        jr.Ball("linf", eps)
+
+
+def test_balls_pass_through_transformations():
+    """Placeholders, tracers and cotangents, which may be negative, are no radii of a user's."""
+    ball = jr.Ball("linf", 0.1)
+    eps = jax.vmap(lambda b: b.eps, in_axes=(jr.Ball("linf", 0),))(jr.Ball("linf", jnp.ones(2)))
+    assert eps.shape == (2,)
+    slope = jax.jit(jax.grad(lambda b: -b.eps))(ball)
+    assert jax.device_get(slope).eps == -1
+    assert jax.tree.map(lambda _: None, ball).eps is None
+
+
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -212,3 +212,10 @@ def test_wrong_input_is_refused():
     with pytest.raises(FloatingPointError, match="loss is nan"):
         fit(x, y + 1, params, objective)  # a class that the model does not have
     fit(2 * x - 1, y, params, objective, box=jr.Box(-1.0, 1.0))
+    common = {"key": jax.random.key(0), "num_epochs": 1, "batch_size": 8}
+    with pytest.raises(ValueError, match=r"data must be \(x, y\)"):
+        jr.train.fit(objective, params, optax.sgd(0.1), x, **common)
+    images = np.concatenate([x, x], 1).reshape(-1, 2, 6, 1).astype(np.float32)
+    loaded = jr.data.Dataset(images, y.astype(np.int32), 3)
+    flat = jr.objectives.cross_entropy(lambda p, s, x: (x[:, 0, :, 0] @ p["w"], s))
+    assert jr.train.fit(flat, {"w": jnp.zeros((6, 3))}, optax.sgd(0.1), loaded, **common).metrics

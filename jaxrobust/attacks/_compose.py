@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxrobust import checks, losses
 from jaxrobust.attacks._lift import check_call
-from jaxrobust.threat import Ball
+from jaxrobust.threat import Ball, check_ball
 from jaxrobust.types import (
     Attack,
     Images,
@@ -49,7 +49,7 @@ def at_eps(attack: Attack, eps: float) -> Attack:
 def _pinned(
     attack: Attack, eps: Any, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Ball
 ) -> Array:
-    checks.check_ball(ball, len(x))
+    check_ball(ball, len(x))
     return attack(logits_fn, x, y, key=key, ball=dataclasses.replace(ball, eps=eps))
 
 

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from jaxrobust import checks
 from jaxrobust.losses import Loss
-from jaxrobust.threat import Ball, Box
+from jaxrobust.threat import Ball, Box, check_ball
 from jaxrobust.types import (
     Images,
     Keys,
@@ -93,7 +93,7 @@ def check_call(logits_fn: LogitsFn, x: Any, y: Any, key: Any, ball: Any) -> Any:
     num_rows = x.shape[0]
     if num_rows == 0:
         raise ValueError("x must hold at least one image; got an empty batch")
-    checks.check_ball(ball, num_rows)
+    check_ball(ball, num_rows)
     keys = row_keys(key, num_rows)
     model = jax.vmap(per_example(logits_fn))
     outputs = jax.eval_shape(model, jnp.asarray(x), keys)

@@ -4,7 +4,7 @@
 probability: another kind of claim, and another type.
 """
 
-from jaxrobust.certify._common import on_layers, on_model
+from jaxrobust.certify._adapters import on_layers, on_model
 from jaxrobust.certify._interval import interval
 from jaxrobust.certify._lipschitz import frobenius, spectral
 from jaxrobust.certify._lp import lp
@@ -19,7 +19,8 @@ from jaxrobust.certify._pairs import (
     two_layers,
 )
 from jaxrobust.certify._radii import cohen_radius, pixeldp_radius, renyi_radius
-from jaxrobust.certify._sdp import SdpConstants, load_sdp_constants, sdp, sdp_constants
+from jaxrobust.certify._sdp import sdp
+from jaxrobust.certify._sdp_constants import SdpConstants, load_sdp_constants, sdp_constants
 from jaxrobust.certify._sdp_cvxpy import sdp_cvxpy
 from jaxrobust.certify._smoothing import smoothed_predict, smoothing
 from jaxrobust.certify._votes import smoothed_radius

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +14,13 @@ from jaxrobust import checks
 from jaxrobust.layers import Conv, Dense, Flatten, Layer, Relu, Sigmoid
 from jaxrobust.linalg import as_float64
 from jaxrobust.threat import NORMS, Box
-from jaxrobust.types import LogitsFn, MarginBound, SmoothedRadius
 
 ROUNDING = (
     "float64 rounding is subtracted throughout, so this holds for the network in real arithmetic "
     "with these weights; its evaluation in float32 is not covered"
 )
+
+TRANSPOSED = ": is the kernel transposed? It is (inputs, outputs), PyTorch's weight.T"
 
 _FLOATS_AT_ONCE = 2**22  # 32 MiB for the largest array of a chunk
 
@@ -43,61 +43,6 @@ class Problem(NamedTuple):
     x: np.ndarray
     y: np.ndarray
     eps: float
-
-
-def on_layers(bound: Callable[..., MarginBound], layers: Sequence[Layer]) -> Callable[..., Any]:
-    """Give a bound on an explicit network the form that `evaluate` wants of a certificate.
-
-    Args:
-        bound: `bound(layers, x, y, *, eps, ...)`, as in this package. The ball's norm and box are
-            passed on where it has parameters of these names.
-        layers: The network.
-
-    Returns:
-        `certificate(x, y, *, key, ball) -> MarginBound`; the key is not used.
-
-    >>> from jaxrobust import certify
-    >>> from jaxrobust.threat import Ball
-    >>> certificate = on_layers(certify.spectral, [Dense(np.eye(2), np.zeros(2))])
-    >>> certificate(np.eye(2), np.array([0, 1]), key=None, ball=Ball("l2", 0.5)).certified
-    array([ True,  True])
-    """
-    takes = inspect.signature(bound).parameters
-
-    def certificate(x: Any, y: Any, *, key: Any, ball: Any) -> MarginBound:
-        del key
-        threat = {"norm": ball.norm, "box": ball.box}
-        passed = {name: value for name, value in threat.items() if name in takes}
-        return bound(layers, x, y, eps=ball.eps, **passed)
-
-    return certificate
-
-
-def on_model(bound: Callable[..., SmoothedRadius], logits_fn: LogitsFn) -> Callable[..., Any]:
-    """Give a bound on any model the form that `evaluate` wants of a certificate.
-
-    Args:
-        bound: `bound(logits_fn, x, *, key, box)`: `functools.partial(smoothing, sigma=0.5)`, say.
-        logits_fn: The model without the noise that the bound itself adds.
-
-    Returns:
-        `certificate(x, y, *, key, ball) -> SmoothedRadius`; the labels are not used.
-
-    >>> import functools
-    >>> from jaxrobust import certify
-    >>> from jaxrobust.threat import Ball
-    >>> smooth = functools.partial(certify.smoothing, sigma=0.1, n=500)
-    >>> certificate = on_model(smooth, lambda x: x)
-    >>> x, y, key = np.array([[0.9, 0.1]], np.float32), np.array([0]), jax.random.key(0)
-    >>> certificate(x, y, key=key, ball=Ball("l2", 0.2)).certified(y, 0.2)
-    array([ True])
-    """
-
-    def certificate(x: Any, y: Any, *, key: Any, ball: Any) -> SmoothedRadius:
-        del y
-        return bound(logits_fn, x, key=key, box=ball.box)
-
-    return certificate
 
 
 def read(
@@ -143,7 +88,9 @@ def on_host(layers: Sequence[Layer]) -> list[Layer]:
             of layers.
     """
     if isinstance(layers, Layer) or not isinstance(layers, Sequence) or len(layers) == 0:
-        raise ValueError(f"layers must be a sequence of at least one layer; got {layers!r}")
+        hint = "; a model's own layers(variables) reads it" if isinstance(layers, Mapping) else ""
+        came = "an empty one" if layers in ([], ()) else f"a {type(layers).__name__}"
+        raise ValueError(f"layers must be a sequence of at least one layer; got {came}{hint}")
     refuse_tracers("layers", layers)
     return [_to_host(layer, f"layers[{i}]") for i, layer in enumerate(layers)]
 
@@ -194,12 +141,8 @@ def _radius(eps: Any) -> float:
             f"eps must be a single number, since a MarginBound speaks of one radius; got shape "
             f"{np.shape(eps)}"
         )
-    try:
-        radius = float(eps)
-    except (TypeError, ValueError):
-        raise ValueError(f"eps must be a number; got {eps!r}") from None
-    checks.check_radius(radius, "eps")
-    return radius
+    checks.check_radius(eps, "eps")
+    return float(eps)
 
 
 def _to_host(layer: Any, name: str) -> Layer:
@@ -236,9 +179,10 @@ def _to_host(layer: Any, name: str) -> Layer:
                 f"{getattr(layer, part).shape} is {getattr(layer, part)[tuple(bad[0])]}"
             )
     if layer.bias.shape != layer.kernel.shape[-1:]:
+        hint = TRANSPOSED if rank == 2 and layer.bias.shape == layer.kernel.shape[:1] else ""
         raise ValueError(
             f"{name}.bias must have shape {layer.kernel.shape[-1:]}, one number for each output "
-            f"of its kernel; got {layer.bias.shape}"
+            f"of its kernel; got {layer.bias.shape}{hint}"
         )
     return layer
 
@@ -247,9 +191,14 @@ def _shapes(network: Sequence[Layer], shape: tuple[int, ...]) -> list[tuple[int,
     """Shape of one example in front of each layer and behind the last."""
     shapes = [shape]
     for i, layer in enumerate(network):
+        hint = ""
         match layer:
             case Dense(kernel, _):
                 wanted, fits = f"({kernel.shape[0]},)", shape == kernel.shape[:1]
+                if len(shape) > 1 and math.prod(shape) == kernel.shape[0]:
+                    hint = ": put Flatten() in front"
+                elif math.prod(shape) == kernel.shape[1]:
+                    hint = TRANSPOSED
                 shape = kernel.shape[1:]
             case Conv(kernel, _, strides, padding):
                 height, width, channels, outputs = kernel.shape
@@ -268,7 +217,7 @@ def _shapes(network: Sequence[Layer], shape: tuple[int, ...]) -> list[tuple[int,
         if not fits:
             raise ValueError(
                 f"layers[{i}] ({type(layer).__name__}) takes examples of shape {wanted}; with x of "
-                f"shape (batch, {', '.join(map(str, shapes[0]))}) it gets {shapes[-1]}"
+                f"shape (batch, {', '.join(map(str, shapes[0]))}) it gets {shapes[-1]}{hint}"
             )
         shapes.append(shape)
     return shapes

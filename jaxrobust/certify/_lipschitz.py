@@ -34,9 +34,9 @@ def spectral(
     Args:
         layers: The network, `Dense`, `Conv`, `Relu`, `Sigmoid` and `Flatten`, on examples as in
             `x`.
-        x: `(batch, *dims)` images.
+        x: `(batch, *dims)` images in the network's own units, of any range (normalised ones, say).
         y: `(batch,)` true classes.
-        eps: Radius in pixel units, one number.
+        eps: Radius in the units of x, one number: 0.1 of [0, 1] is 25.5 of 0-255 images.
         norm: "linf", "l2" or "l1", over all entries of one example.
 
     Returns:
@@ -69,9 +69,9 @@ def frobenius(
     Args:
         layers: The network, `Dense`, `Conv`, `Relu`, `Sigmoid` and `Flatten`, on examples as in
             `x`.
-        x: `(batch, *dims)` images.
+        x: `(batch, *dims)` images in the network's own units, of any range (normalised ones, say).
         y: `(batch,)` true classes.
-        eps: Radius in pixel units, one number.
+        eps: Radius in the units of x, one number: 0.1 of [0, 1] is 25.5 of 0-255 images.
         norm: "linf", "l2" or "l1", over all entries of one example.
 
     Returns:

@@ -40,9 +40,9 @@ def lp(
 
     Args:
         layers: The network, `Dense`, `Conv`, `Relu` and `Flatten`, on examples as in `x`.
-        x: `(batch, *dims)` images, in the box if there is one.
+        x: `(batch, *dims)` images, in the box if there is one; else of any range.
         y: `(batch,)` true classes.
-        eps: Radius of the linf ball in pixel units, one number.
+        eps: Radius of the linf ball in the units of x, one number.
         box: Legal pixel values; the bound speaks of the ball within the box. None for the whole
             ball, as in the paper.
 

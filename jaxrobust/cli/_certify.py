@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import io
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import tyro
 
-from jaxrobust import certify, data, evaluation, files, identity, report
+from jaxrobust import certify, data, identity
 from jaxrobust.checks import check_count, check_radius
-from jaxrobust.cli import _common as common
+from jaxrobust.cli import _certificates as results
+from jaxrobust.cli._bounds import BOUNDS, GAP
+from jaxrobust.cli._certificates import Solved
+from jaxrobust.cli._common import check_out
 from jaxrobust.cli._evaluate import Evaluate
-from jaxrobust.layers import Conv, Dense, Layer
+from jaxrobust.cli._npz import read_layers
+from jaxrobust.layers import Layer
 from jaxrobust.types import MarginBound
-
-BOUNDS: dict[str, Callable[..., MarginBound]] = {
-    "sdp": certify.sdp,
-    "lp": certify.lp,
-    **common.BOUNDS,
-}
-GAP = 1e-4
-"""Relative gap at which a pair of classes counts as solved."""
-
-CONSTANTS_NAME, MARGINS_NAME = "sdp_constants.npz", "margins.npz"
-FORMAT = 1
-"""Version of the layout of `certify.json`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +51,10 @@ class Certify:
     """Most images to bound, the first of the split."""
     eps: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     """Linf radii, of [0, 1]."""
-    methods: tuple[str, ...] = ()
-    """Some of sdp (at most one hidden layer, dense), lp (ReLU), spectral, frobenius, interval; all
-    that apply to the network where not given."""
+    methods: Annotated[
+        tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all that apply)")
+    ] = ()
+    """Some of sdp (at most one hidden layer, dense), lp (ReLU), spectral, frobenius, interval."""
     out: Path = Path("jaxrobust-certificates")
     """Folder of the results. Constants of sdp found there are proved again, not solved again, if
     they are this network's."""
@@ -74,15 +65,17 @@ class Certify:
         name, layers, dataset = self._network()
         test = data.load(dataset, self.split)
         x, y = test.x[: self.num_examples], test.y[: self.num_examples]
-        clean = _clean(layers, x, y)
+        clean = _clean(layers, x, y, dataset)
         methods, refused = self._methods(layers, x[:1], y[:1])
         self.out.mkdir(parents=True, exist_ok=True)
-        solved: _Solved | None = None
+        solved: Solved | None = None
         done: list[tuple[MarginBound, float]] = []
         with _progress() as step:
             if "sdp" in methods:
                 step("sdp: the programs of all pairs of classes", None)
-                solved = _constants(layers, self.out / CONSTANTS_NAME)
+                solved = _constants(layers, self.out / results.CONSTANTS_NAME)
+            else:
+                _forget_others(layers, self.out / results.CONSTANTS_NAME)
             for method in methods:
                 given = {"constants": solved.constants} if solved and method == "sdp" else {}
                 for radius in eps:
@@ -90,11 +83,11 @@ class Certify:
                     start = time.perf_counter()
                     bound = BOUNDS[method](layers, x, y, eps=radius, **given)
                     done.append((bound, time.perf_counter() - start))
-        found = _summary(clean, eps, [bound for bound, _ in done])
+        found = results.summary(clean, eps, [bound for bound, _ in done])
         about = {
             "network": {
                 "name": name,
-                "layers": [_words(layer) for layer in layers],
+                "layers": [results.words(layer) for layer in layers],
                 "checksum": identity.fingerprint(layers),
             },
             "data": {"name": dataset, "split": self.split, "num_examples": len(y)},
@@ -102,12 +95,13 @@ class Certify:
             "not_applicable": refused,
             "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()},
         }
-        _write(self.out, found, done, y, about)
-        _announce(self.out, found, solved, {} if self.methods else refused)
+        results.write(self.out, found, done, y, about)
+        results.announce(self.out, found, solved, {} if self.methods else refused)
 
     def _checked(self) -> list[float]:
         """The radii, rising."""
         check_count(self.num_examples, "--num-examples")
+        check_out(self.out)
         if not self.eps:
             raise ValueError("--eps must be at least one radius")
         for radius in self.eps:
@@ -122,7 +116,7 @@ class Certify:
     def _network(self) -> tuple[str, list[Layer], str]:
         """Its name, its layers and the data to bound it on."""
         if self.layers is not None:
-            layers = common.read_layers(self.layers, self.activation)
+            layers = read_layers(self.layers, self.activation)
             return self.layers.name, layers, self.data or "digits"
         subject = Evaluate(checkpoint=self.checkpoint, data=self.data)._load()
         if subject.layers is None:
@@ -150,34 +144,25 @@ class Certify:
         return [m for m in BOUNDS if m in asked and m not in refused], refused
 
 
-def _clean(layers: Sequence[Layer], x: Any, y: Any) -> np.ndarray:
+def _clean(layers: Sequence[Layer], x: Any, y: Any, dataset: str) -> np.ndarray:
     """Which examples are right, proved at radius 0; refuses a network that does not fit."""
     try:
         return certify.interval(layers, x, y, eps=0.0).certified
     except ValueError as error:
         names = ", ".join(type(layer).__name__ for layer in layers)
-        raise ValueError(f"{error} (layers: {names})") from error
+        raise ValueError(f"{error} (layers: {names}; data: {dataset})") from error
 
 
-class _Solved(NamedTuple):
-    """Constants of the semidefinite certificate, and where they came from."""
-
-    constants: certify.SdpConstants
-    reused: bool
-    seconds: float
-
-    def described(self) -> dict[str, Any]:
-        """For `certify.json`; the gap is null where a pair of classes is not bounded."""
-        gap = self.constants.gap
-        return {
-            "file": CONSTANTS_NAME,
-            "gap": gap if math.isfinite(gap) else None,
-            "reused": self.reused,
-            "seconds": self.seconds,
-        }
+def _forget_others(layers: Sequence[Layer], path: Path) -> None:
+    """Constants of another network do not stay beside this one's results."""
+    if path.is_file():
+        try:
+            certify.load_sdp_constants(path, layers)
+        except ValueError:
+            path.unlink()
 
 
-def _constants(layers: Sequence[Layer], path: Path) -> _Solved:
+def _constants(layers: Sequence[Layer], path: Path) -> Solved:
     """The file's, proved again, if they are this network's; else solved, and the file written."""
     start = time.perf_counter()
     if path.is_file():
@@ -185,97 +170,20 @@ def _constants(layers: Sequence[Layer], path: Path) -> _Solved:
         with contextlib.suppress(ValueError):
             constants = certify.load_sdp_constants(path, layers)
             if constants.gap <= GAP:
-                return _Solved(constants, True, time.perf_counter() - start)
+                return Solved(constants, True, time.perf_counter() - start)
     constants = certify.sdp_constants(layers, tol=GAP)
     constants.save(path)
-    return _Solved(constants, False, time.perf_counter() - start)
-
-
-def _summary(
-    clean: np.ndarray, eps: list[float], bounds: Sequence[MarginBound]
-) -> report.Certified:
-    """Shares of the examples, in the order of the bounds."""
-    methods: dict[str, list[float]] = {}
-    best: dict[float, Any] = dict.fromkeys(eps, -np.inf)
-    for bound in bounds:
-        methods.setdefault(bound.method, []).append(float(np.mean(bound.certified)))
-        best[bound.eps] = np.maximum(best[bound.eps], bound.margins)
-    combined = [float(np.mean(np.all(best[radius] > 0, axis=1))) for radius in eps]
-    return report.Certified("linf", len(clean), float(np.mean(clean)), eps, methods, combined)
-
-
-def _write(
-    folder: Path, found: report.Certified, done: Any, y: np.ndarray, about: dict[str, Any]
-) -> None:
-    """Margins, chart, and last the numbers, with the checksum of the margins."""
-    margins = {f"{bound.method}/{bound.eps!r}": bound.margins for bound, _ in done}
-    packed = io.BytesIO()
-    np.savez_compressed(packed, labels=y, **margins)
-    content = {
-        "format": FORMAT,
-        "command": common.command_line(),
-        "created": common.made_at(),
-        "norm": found.norm,
-        "clean_accuracy": found.clean,
-        "bounds": [
-            {
-                "method": bound.method,
-                "eps": bound.eps,
-                "certified_accuracy": float(np.mean(bound.certified)),
-                "seconds": seconds,
-                "proof": bound.proof,
-            }
-            for bound, seconds in done
-        ],
-        "any_method": dict(zip(map(repr, found.eps), found.combined, strict=True)),
-        "arrays": {
-            "file": MARGINS_NAME,
-            "sha256": hashlib.sha256(packed.getvalue()).hexdigest(),
-        },
-        "seed": None,  # nothing is random
-        "environment": evaluation.environment(),
-        **about,
-    }
-    files.write_whole(folder / MARGINS_NAME, packed.getvalue())
-    files.write_whole(folder / "certified.svg", report.certified_figure(found))
-    files.write_json(folder / "certify.json", content)
-
-
-def _announce(
-    folder: Path, found: report.Certified, solved: _Solved | None, refused: dict[str, str]
-) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    report.print_certified(found, console)
-    if solved is not None:
-        how = "read and proved again" if solved.reused else "solved and proved"
-        gap = solved.constants.gap
-        console.print(f"sdp: constants {how} in {solved.seconds:.1f} s, relative gap {gap:.1e}")
-    for method, reason in refused.items():
-        console.print(f"{method} does not apply: {reason}", markup=False)
-    console.print(f"results: {folder / 'certify.json'}", soft_wrap=True, markup=False)
-
-
-def _words(layer: Layer) -> str:
-    """A layer in words.
-
-    >>> _words(Dense(np.ones((3, 2)), np.zeros(2)))
-    'Dense (3, 2)'
-    """
-    name = type(layer).__name__
-    if isinstance(layer, Conv):
-        return f"{name} {layer.kernel.shape}, strides {layer.strides}, {layer.padding}"
-    return f"{name} {layer.kernel.shape}" if isinstance(layer, Dense) else name
+    return Solved(constants, False, time.perf_counter() - start)
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, float | None], None]]:
     """A line with what is done now and how much is behind it; None where that is not known."""
+    from rich import get_console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as bar:
+    with Progress(*columns, transient=True, disable=not get_console().is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda what, share: bar.update(
             task, description=what, total=None if share is None else 1.0, completed=share or 0.0

@@ -1,4 +1,4 @@
-"""What the commands share: models by name, data, attacks, certificates, one classifier's entry."""
+"""What the commands share: models and radii by name, attacks, accuracy against eps."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import dataclasses
 import functools
 import hashlib
 import json
-import re
 import shlex
 import sys
-import zipfile
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,19 +16,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxrobust import attacks, certify, data, evaluation, models, report
-from jaxrobust.layers import Conv, Dense, Flatten, Layer, Relu, Sigmoid
+from jaxrobust import attacks, data, evaluation, models, report
+from jaxrobust.layers import Layer
 from jaxrobust.threat import Ball
-from jaxrobust.types import Attack, LogitsFn
+from jaxrobust.types import Attack, LogitsFn, MarginBound
 
 ModelName = Literal["mlp", "small_cnn", "madry_cnn"]
 NormName = Literal["linf", "l2", "l1"]
-
-_DAMAGED = (
-    ValueError, TypeError, AttributeError, KeyError, EOFError, NotImplementedError, RuntimeError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-"""Whatever a file that is no sound npz makes `np.load` raise."""
 
 EPS = {
     "digits": {"linf": 0.1, "l2": 0.5, "l1": 2.0},
@@ -58,79 +49,6 @@ def explicit(module: nn.Module, variables: Any) -> list[Layer] | None:
     return module.layers(variables) if hasattr(module, "layers") else None  # pyright: ignore
 
 
-def read_layers(path: Path, activation: str) -> list[Layer]:
-    """A network from an npz file of plain arrays.
-
-    Layer by layer in rising order of N, whose gaps mean nothing: `N.kernel` of shape (inputs,
-    outputs) is a `Dense`, of shape (height, width, inputs, outputs) a `Conv` over NHWC images;
-    `N.bias` is `(outputs,)`; a convolution may have `N.strides`, two integers, and `N.padding`,
-    "SAME" or "VALID" (1, 1 and SAME where not given). The activation stands between any two layers
-    and a `Flatten` in front of the first `Dense`.
-
-    Args:
-        path: The file.
-        activation: "relu" or "sigmoid".
-
-    Raises:
-        ValueError: If there is no such file, or it holds anything else.
-    """
-    try:
-        # Members of another kind than arrays come as bytes, files of one array as that array.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = {name: np.asarray(stored[name]) for name in stored.files}
-    except OSError as error:
-        raise ValueError(f"--layers: {path} cannot be read: {error.strerror or error}") from error
-    except _DAMAGED as error:
-        raise ValueError(f"--layers: {path} is damaged or no npz file: {error}") from error
-    parts: dict[int, dict[str, np.ndarray]] = {}
-    for name, array in arrays.items():
-        found = re.fullmatch(r"(0|[1-9]\d{0,8})\.(kernel|bias|strides|padding)", name)
-        if found is None:
-            raise ValueError(
-                f"--layers: {path} must hold arrays N.kernel, N.bias, N.strides and N.padding; "
-                f"got {name!r}"
-            )
-        parts.setdefault(int(found[1]), {})[found[2]] = array
-    if not parts:
-        raise ValueError(f"--layers: {path} holds no arrays")
-    between = {"relu": Relu(), "sigmoid": Sigmoid()}[activation]
-    layers: list[Layer] = []
-    for number, own in sorted(parts.items()):
-        try:
-            layer = _affine(**own)  # pyright: ignore[reportArgumentType]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"--layers: {path}, layer {number}: {error}") from error
-        layers += [between] if layers else []
-        flat = any(isinstance(before, Dense) for before in layers)
-        layers += [layer] if flat or isinstance(layer, Conv) else [Flatten(), layer]
-    return layers
-
-
-def _affine(
-    kernel: np.ndarray | None = None,
-    bias: np.ndarray | None = None,
-    strides: np.ndarray | None = None,
-    padding: np.ndarray | None = None,
-) -> Dense | Conv:
-    if kernel is None or bias is None:
-        raise ValueError("kernel and bias must both be there")
-    for name, array in (("kernel", kernel), ("bias", bias)):
-        if not (np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all()):
-            raise ValueError(f"{name} must hold finite floating-point numbers ({array.dtype})")
-    if kernel.ndim == 2 and strides is None and padding is None:
-        return Dense(kernel, bias)
-    if kernel.ndim != 4:
-        raise ValueError(
-            "kernel must have shape (inputs, outputs), without strides and padding, or (height, "
-            f"width, inputs, outputs); got {kernel.shape}"
-        )
-    steps = np.ones(2, int) if strides is None else strides
-    if steps.shape != (2,) or not np.issubdtype(steps.dtype, np.integer):
-        raise ValueError(f"strides must be two integers; got {steps.tolist()}")
-    form: Any = "SAME" if padding is None else str(padding)
-    return Conv(kernel, bias, (int(steps[0]), int(steps[1])), form)
-
-
 @functools.cache  # the same objects each time, so that nothing is compiled twice
 def standard_attacks(num_steps: int, num_restarts: int) -> dict[str, Attack]:
     """FGSM, BIM and PGD, in that order."""
@@ -139,16 +57,9 @@ def standard_attacks(num_steps: int, num_restarts: int) -> dict[str, Attack]:
     return {"fgsm": attacks.fgsm, "bim-10": attacks.bim, name: pgd}
 
 
-BOUNDS: dict[str, Callable[..., Any]] = {
-    "interval": certify.interval,
-    "spectral": certify.spectral,
-    "frobenius": certify.frobenius,
-}
-
-
 def curve(
     logits_fn: LogitsFn,
-    layers: Sequence[Layer] | None,
+    bounds: Mapping[str, Callable[..., MarginBound]],
     test: data.Dataset,
     main: evaluation.Report,
     ball: Ball,
@@ -172,18 +83,22 @@ def curve(
     nearest = np.minimum(found.examples["distance"], main.examples["distance"])
     found = dataclasses.replace(found, examples=found.examples | {"distance": nearest})
     grid = [0.0, *radii]
-    certified: dict[str, list[float]] = {}
-    if layers is not None:
-        correct = found.examples["clean_correct"]
-        for name, bound in BOUNDS.items():
-            proof = certify.on_layers(bound, layers)
-            certified[name] = [
-                float(np.mean(correct & proof(
-                    test.x, test.y, key=key, ball=Ball(ball.norm, eps, ball.box)
-                ).certified))
-                for eps in grid
-            ]  # fmt: skip
+    correct = found.examples["clean_correct"]
+    balls = [Ball(ball.norm, eps, ball.box) for eps in grid]
+    certified = {
+        name: [
+            float(np.mean(correct & bound(test.x, test.y, key=key, ball=at).certified))
+            for at in balls
+        ]
+        for name, bound in bounds.items()
+    }
     return report.Curve(grid, [float(a) for a in found.accuracy_at(np.array(grid))], certified)
+
+
+def check_out(folder: Path) -> None:
+    """Refuse a file where a folder is to be."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out must be a folder; {folder} is a file")
 
 
 def command_line() -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import jax
 
-from jaxrobust import certify, data, evaluation, report
+from jaxrobust import data, evaluation, report
 from jaxrobust.checks import check_count
 from jaxrobust.cli import _common as common
+from jaxrobust.cli._bounds import certificates
 from jaxrobust.cli._common import ModelName
 from jaxrobust.cli._train import Train
 from jaxrobust.threat import Ball
@@ -43,6 +44,7 @@ class Demo:
     def run(self) -> None:
         """Train, attack, bound, report."""
         check_count(self.num_examples, "--num-examples")
+        common.check_out(self.out)
         settings = dataclasses.asdict(self) | {"out": ""}
         work = self.out / f"unfinished-{common.fingerprint(settings)}"
         test = data.load(self.data, "test")
@@ -90,19 +92,17 @@ class Demo:
         variables = {"params": fitted.params}
         logits_fn = jax.tree_util.Partial(module.apply, variables)
         layers = common.explicit(module, variables)
-        bounds = {} if layers is None else {
-            k: certify.on_layers(bound, layers) for k, bound in common.BOUNDS.items()
-        }  # fmt: skip
         reports, curves = {}, {}
         for norm, ball in balls.items():
             key = common.key_of(self.seed, f"evaluate {norm}")
+            bounds = certificates(layers, norm)
             reports[f"{norm} {ball.eps:g}"] = evaluation.evaluate(
                 logits_fn, (test.x, test.y), attacks=common.standard_attacks(40, 5), ball=ball,
                 key=key, certificates=bounds, keep_images=64, progress=True,
                 directory=folder / norm,
             )  # fmt: skip
             curves[norm] = common.curve(
-                logits_fn, layers, test, reports[f"{norm} {ball.eps:g}"], ball, key, num_steps=20,
+                logits_fn, bounds, test, reports[f"{norm} {ball.eps:g}"], ball, key, num_steps=20,
                 progress=True,
                 directory=folder / f"{norm}-curve",
             )  # fmt: skip

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxrobust import certify, data, evaluation, report, train
+from jaxrobust import data, evaluation, report, train
 from jaxrobust.checks import check_count
 from jaxrobust.cli import _common as common
+from jaxrobust.cli._bounds import certificates
 from jaxrobust.cli._common import NormName
 from jaxrobust.layers import Layer
 from jaxrobust.threat import Ball
@@ -58,6 +59,7 @@ class Evaluate:
     def run(self) -> None:
         """Evaluate and report."""
         check_count(self.num_examples, "--num-examples")
+        common.check_out(self.out)
         subject = self._load()
         logits_fn, layers, dataset = subject.logits_fn, subject.layers, subject.data
         test = data.load(dataset, self.split)
@@ -66,9 +68,7 @@ class Evaluate:
         known = subject.eps if self.eps is None else self.eps
         eps = common.default_eps(dataset, self.norm) if known is None else known
         ball = Ball(self.norm, eps)
-        bounds = {} if layers is None else {
-            k: certify.on_layers(bound, layers) for k, bound in common.BOUNDS.items()
-        }  # fmt: skip
+        bounds = certificates(layers, self.norm)
         key = common.key_of(self.seed, f"evaluate {self.norm}")
         settings = dataclasses.asdict(self) | {"out": "", "checkpoint": str(self.checkpoint)}
         work = self.out / f"unfinished-{common.fingerprint(settings)}"
@@ -79,7 +79,7 @@ class Evaluate:
             directory=work / "threat", **options,
         )  # fmt: skip
         curve = common.curve(
-            logits_fn, layers, test, found, ball, key, num_steps=self.num_steps,
+            logits_fn, bounds, test, found, ball, key, num_steps=self.num_steps,
             directory=work / "curve", **options,
         )  # fmt: skip
         description = f"evaluated on {len(test.y)} images of {dataset} ({self.split})"
@@ -145,12 +145,15 @@ def fits(subject: _Subject, x: Any) -> None:
     """Refuse a model that cannot take these images."""
     expected = subject.image_shape
     if expected is not None and tuple(expected) != x.shape[1:]:
-        raise ValueError(f"{subject.name} takes images of shape {expected}; got {x.shape[1:]}")
+        raise ValueError(
+            f"{subject.name} takes images of shape {tuple(expected)}; those of {subject.data} are "
+            f"{x.shape[1:]}"
+        )
     try:
         jax.eval_shape(per_example(subject.logits_fn), jax.numpy.asarray(x[0]), jax.random.key(0))
     except Exception as error:  # whatever the user's own code raises
         raise ValueError(
-            f"{subject.name} cannot take images of shape {x.shape[1:]}: "
+            f"{subject.name} cannot take images of shape {x.shape[1:]}, as {subject.data} has: "
             f"{type(error).__name__}: {error}"
         ) from error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 
 from jaxrobust import report
+from jaxrobust.cli._certificates import RESULTS_NAME
 from jaxrobust.cli._common import announce
 
 
@@ -20,6 +21,11 @@ class Render:
 
     def run(self) -> None:
         """Render and show the tables."""
+        if (self.folder / RESULTS_NAME).is_file() and not (self.folder / "report.json").is_file():
+            raise ValueError(
+                f"{self.folder} holds certificates of jaxrobust certify, which has no page: its "
+                f"chart is certified.svg, its numbers are {RESULTS_NAME}"
+            )
         report.print_tables(report.load(self.folder))
         report.render(self.folder)
         announce(self.folder)

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import PyTree
 
 from jaxrobust import attacks, data, files, objectives, train
-from jaxrobust.cli._common import ModelName, NormName, build, default_eps, key_of
+from jaxrobust.cli._common import ModelName, NormName, build, check_out, default_eps, key_of
 from jaxrobust.threat import Ball
 
 
@@ -61,6 +61,7 @@ class Train:
 
     def fit(self, progress: bool = True) -> tuple[train.Fit, nn.Module]:
         """Train; the last tenth of the training images is held out for validation."""
+        check_out(self.out)
         training = data.load(self.data, "train")
         cut = len(training.y) - len(training.y) // 10
         held_x, held_y = training.x[cut:][:1000], training.y[cut:][:1000]

@@ -96,15 +96,16 @@ def smoothed_contradiction(
 
 
 def contradiction(name: str, certified: np.ndarray, broken: np.ndarray) -> list[Finding]:
-    """An example is both certified and broken."""
+    """An example is certified, and broken or wrong without any attack."""
     both = certified & broken
     if not both.any():
         return []
     return [
         Finding(
             f"certified and broken: {name}", float(both.sum()), 0.0, _first(both),
-            f"{name} certifies examples that an attack broke. One of the two is wrong: the "
-            "certificate is unsound, or it speaks of another network than the one attacked.",
+            f"{name} certifies examples that an attack broke, or that the model gets wrong without "
+            "any attack. One of the two is wrong: the certificate is unsound, or it speaks of "
+            "another network than the one evaluated.",
             "Do not use either number before this is explained.",
         )
     ]  # fmt: skip

@@ -126,6 +126,21 @@ class Report:
     images: dict[str, np.ndarray]
     smoothed_accuracy: dict[str, float] = dataclasses.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """The accuracies; everything else is a matter of the attributes."""
+        kinds = {
+            "after": self.accuracy_after,
+            "certified": self.certified_accuracy,
+            "smoothed": self.smoothed_accuracy,
+        }
+        shown = [f"clean {self.clean_accuracy:.4g}"]
+        shown += [f"{kind} {k} {v:.4g}" for kind, found in kinds.items() for k, v in found.items()]
+        shown += [f"robust {self.robust_accuracy:.4g}"] if self.attacks else []
+        return (
+            f"Report({self.norm} {self.eps:g}, {self.num_examples} examples: {', '.join(shown)}; "
+            f"findings: {', '.join(finding.name for finding in self.findings) or 'none'})"
+        )
+
     def accuracy_at(self, eps: float | np.ndarray) -> np.ndarray:
         """Accuracy against eps from the recorded distances: right, and not broken within eps.
 

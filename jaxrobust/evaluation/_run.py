@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,12 +24,11 @@ from jaxrobust.evaluation._judge import attack_program, clean_program
 from jaxrobust.evaluation._report import AttackRecord, CertificateRecord, Report
 from jaxrobust.evaluation._store import Store
 from jaxrobust.identity import digest, fingerprint
-from jaxrobust.threat import Ball
+from jaxrobust.threat import Ball, check_ball
 from jaxrobust.types import (
     Attack,
-    Images,
+    Examples,
     Keys,
-    Labels,
     LogitsFn,
     MarginBound,
     Randomized,
@@ -42,7 +42,7 @@ from jaxrobust.types import (
 
 def evaluate(
     logits_fn: LogitsFn,
-    data: tuple[Images, Labels],
+    data: Examples,
     *,
     attacks: Mapping[str, Attack],
     ball: Ball,
@@ -70,7 +70,7 @@ def evaluate(
         logits_fn: `(batch, *dims) -> (batch, classes)`; as a `jax.tree_util.Partial` its weights
             stay out of the compiled program. `Randomized` models are judged with keys of their own.
         data: `(x, y)`: float images in the box and integer labels; memory-mapped arrays are read
-            batch by batch.
+            batch by batch. What `data.load` returns will do.
         attacks: By name, in the order in which they are run.
         ball: The threat; `eps` a scalar or one a row.
         key: Typed key of the whole evaluation.
@@ -99,8 +99,8 @@ def evaluate(
     >>> report.clean_accuracy, report.robust_accuracy
     (1.0, 0.5)
     """
-    x, y = data
-    certificates = dict(certificates or {})
+    x, y = checks.images_and_labels(data)
+    certificates = _certificates({} if certificates is None else certificates)
     devices = tuple(jax.devices())
     num_classes = _check(logits_fn, x, y, attacks, certificates, ball, key, batch_size, votes)
     logits_fn = as_partial(logits_fn)
@@ -378,7 +378,7 @@ def _check(
         raise ValueError(
             f"data[0] must be float32 or float64, so that distances can be judged; got {x.dtype}"
         )
-    checks.check_ball(ball, len(x))
+    check_ball(ball, len(x))
     if certificates and np.ndim(ball.eps):
         raise ValueError("eps must be a scalar where certificates are asked for; got one a row")
     for start in range(0, len(x), 1024):
@@ -394,6 +394,22 @@ def _check(
     return num_classes
 
 
+def _certificates(certificates: Any) -> dict[str, Any]:
+    """Refuse what is no dictionary of functions of `(x, y, *, key, ball)`."""
+    if not isinstance(certificates, Mapping):
+        raise ValueError(
+            f"certificates must be a dictionary by name; got {type(certificates).__name__}"
+        )
+    for name, certificate in certificates.items():
+        takes = inspect.signature(certificate).parameters if callable(certificate) else {}
+        if "ball" not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+            raise ValueError(
+                f"certificate {name!r} must be a function of (x, y, *, key, ball), as "
+                f"certify.on_layers(bound, layers) makes them; got {certificate!r:.60}"
+            )
+    return dict(certificates)
+
+
 def _clopper_pearson(successes: int, n: int) -> tuple[float, float]:
     from scipy.stats import binomtest
 
@@ -406,8 +422,9 @@ def _bar(show: bool, stage: str, total: int) -> Iterator[Callable[[], None]]:
     if not show or total == 0:
         yield lambda: None
         return
+    from rich import get_console
     from rich.progress import Progress
 
-    with Progress(transient=True) as bar:
+    with Progress(transient=True, disable=not get_console().is_terminal) as bar:
         task = bar.add_task(stage, total=total)
         yield lambda: bar.advance(task)

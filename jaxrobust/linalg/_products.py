@@ -31,6 +31,7 @@ def closed_over(
     would escape from it.
     """
     check_count(num_steps, "num_steps")
+    v0 = jnp.asarray(v0)  # float64 of NumPy's comes as what JAX computes in
     if v0.dtype not in (jnp.float32, jnp.float64):
         raise ValueError(f"v0 must be float32 or float64; got {v0.dtype}")
     with jax.default_matmul_precision(PRECISE):

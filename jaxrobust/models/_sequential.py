@@ -34,7 +34,7 @@ class MLP(nn.Module):
 
     def layers(self, variables: Mapping[str, Any]) -> list[Layer]:
         """The network as explicit layers, for certificates."""
-        params = variables["params"]
+        params = _params(variables, f"Dense_{len(self.features)}")
         affine = [_dense(params[f"Dense_{i}"]) for i in range(len(self.features) + 1)]
         hidden = [layer for dense in affine[:-1] for layer in (dense, Relu())]
         return [Flatten(), *hidden, affine[-1]]
@@ -60,7 +60,7 @@ class SmallCNN(nn.Module):
 
     def layers(self, variables: Mapping[str, Any]) -> list[Layer]:
         """The network as explicit layers, for certificates."""
-        params = variables["params"]
+        params = _params(variables, "Dense_1")
         first, second = params["Conv_0"], params["Conv_1"]
         return [
             Conv(first["kernel"], first["bias"]), Relu(),
@@ -127,6 +127,17 @@ def small_cnn(num_classes: int = 10) -> SmallCNN:
     3
     """
     return SmallCNN(num_classes)
+
+
+def _params(variables: Mapping[str, Any], last: str) -> Mapping[str, Any]:
+    """The parameters among a module's variables, if they are of its depth."""
+    params = variables.get("params", {})
+    if last not in params:
+        raise ValueError(
+            "variables must be what the module's init returned, with 'params' that reach up to "
+            f"{last!r}; got {sorted(variables)}" + (f" with {sorted(params)}" if params else "")
+        )
+    return params
 
 
 def _dense(params: Mapping[str, Any]) -> Dense:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Key, PyTree
 
 from jaxrobust import losses
 from jaxrobust.certify import lp_margins
+from jaxrobust.checks import check_radius
 from jaxrobust.layers import Layer
 from jaxrobust.objectives._base import Forward
 from jaxrobust.threat import Box
@@ -51,6 +52,9 @@ def lp_robust(
         An objective with the metrics `accuracy` (clean), `lp_error` (share of the batch with a
         margin that is not positive at the current eps) and `eps`.
 
+    Raises:
+        ValueError: For an eps that is no finite number >= 0.
+
     References:
         Wong and Kolter, Provable Defenses against Adversarial Examples via the Convex Outer
         Adversarial Polytope, ICML 2018, Theorem 2; methods.md M.
@@ -65,6 +69,7 @@ def lp_robust(
     >>> float(out.loss)  # log(1 + exp(-.8))
     0.371100...
     """
+    check_radius(eps, "eps")
 
     def init(params: PyTree, key: Key[Array, ""]) -> LpState:
         del params, key

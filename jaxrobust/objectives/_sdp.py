@@ -145,6 +145,10 @@ def _with_pairs(
 ) -> Objective:
     """`total(outputs, y, values, state)` minimised in the network, the solver's state along."""
     check_radius(eps, "eps")
+    if not isinstance(solver, PairSolver):
+        raise ValueError(
+            f"solver must be a PairSolver, such as warm_mixing(); got {type(solver).__name__}"
+        )
 
     def read(params: PyTree) -> tuple[Array, Array, Any]:
         network = two_layers(layers(params))

@@ -57,22 +57,26 @@ def print_certified(found: Certified, console: Printer | None = None) -> None:
     from rich.text import Text
 
     console = console or Console()
-    columns = {**found.methods, ANY: found.combined}
+    columns = dict(found.methods)
+    if len(columns) > 1:
+        columns[ANY] = found.combined
+    radii = [f"{eps:g}" for eps in found.eps]
+    if len(set(radii)) < len(radii):
+        radii = [repr(eps) for eps in found.eps]
     title = Text(f"Certified accuracy, {found.norm}", style="bold")
     shown = Table(
         title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
     )  # fmt: skip
     for name in ("eps", *columns):
         shown.add_column(Text(name, style="bold"), justify="right")
-    for i, eps in enumerate(found.eps):
+    for i, eps in enumerate(radii):
         cells = [percent(values[i], found.num_examples) for values in columns.values()]
-        shown.add_row(f"{eps:g}", *(cell.replace("\xa0", " ") for cell in cells))
+        shown.add_row(eps, *(cell.replace("\xa0", " ") for cell in cells))
     console.print(shown)
     clean = percent(found.clean, found.num_examples).replace("\xa0", " ")
-    words = (
-        f"{found.num_examples} images, clean accuracy {clean}. {ANY}: the best bound of "
-        "each margin."
-    )
+    words = f"{found.num_examples} images, clean accuracy {clean}."
+    if ANY in columns:
+        words += f" {ANY}: the best bound of each margin."
     console.print(Text(words, style="dim"))
 
 
@@ -80,7 +84,8 @@ def certified_figure(found: Certified) -> bytes:
     """Certified accuracy against eps, a line a method, as SVG.
 
     Args:
-        found: What to draw. Every line starts at radius 0 with the clean accuracy.
+        found: What to draw. Every line starts at radius 0 with the clean accuracy; up to each
+            radius it shows what is proved there, which holds at every smaller one.
     """
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
@@ -100,9 +105,9 @@ def certified_figure(found: Certified) -> bytes:
 
     def draw(axes: Axes) -> None:
         axes.axhline(found.clean, **clean)
-        axes.plot(grid, [found.clean, *found.combined], **below)
+        axes.plot(grid, [found.clean, *found.combined], **below, **figures.PROVED)
         for name, values in found.methods.items():
-            axes.plot(grid, [found.clean, *values], **looks[name])
+            axes.plot(grid, [found.clean, *values], **looks[name], **figures.PROVED)
         figures.against_eps(axes, found.norm, "certified accuracy")
 
     names = [(Line2D([], [], **look), name) for name, look in looks.items()]

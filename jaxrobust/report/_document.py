@@ -8,6 +8,7 @@ import io
 import json
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,20 @@ class Document:
     entries: list[Entry]
     notes: list[str]
     created: str
+
+
+def as_document(found: Any) -> Document:
+    """A document; made of one report, or of reports by name of the classifier, where it is none."""
+    if isinstance(found, Document):
+        return found
+    reports = {"classifier": found} if isinstance(found, Report) else found
+    if not isinstance(reports, Mapping) or not all(isinstance(r, Report) for r in reports.values()):
+        raise ValueError(
+            "found must be a Document, a Report, or a dictionary of Reports by name; got "
+            f"{type(found).__name__}"
+        )
+    entries = [Entry(name, "", {f"{r.norm} {r.eps:g}": r}, {}, []) for name, r in reports.items()]
+    return Document("How robust is it?", "", entries, [], "")
 
 
 def write(document: Document, folder: str | Path) -> None:

@@ -33,6 +33,10 @@ COLOURS = (
 """Okabe and Ito's colours, the lighter ones darkened until a line of them reads on white."""
 
 MARKERS = "osD^vPX*"
+PROVED: dict[str, Any] = {"drawstyle": "steps-pre"}
+"""Between two radii, what is proved at the larger one holds."""
+MEASURED: dict[str, Any] = {"drawstyle": "steps-post"}
+"""Between two radii, what broke at the smaller one is broken."""
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.6)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 WIDTH = 4.5  # inches: at the width of a phone, text keeps about the size it has here
 INK, FAINT = "#2B3138", "#D5DAE0"
@@ -126,7 +130,7 @@ def accuracy_figure(document: Document, norm: str) -> bytes:
     if any(entry.curves[norm].certified for _, entry in shown):
         dashed = Line2D([], [], color=INK, lw=1.5, ls=(0, (3.5, 2)))
         kinds.append((dashed, "certified (at least)"))
-        kinds.append((Patch(color=INK, alpha=0.13, lw=0), "not known"))
+        kinds.append((Patch(color=INK, alpha=0.13, lw=0), "not known to these"))
 
     num_bands = sum(bool(entry.curves[norm].certified) for _, entry in shown)
 
@@ -134,14 +138,16 @@ def accuracy_figure(document: Document, norm: str) -> bytes:
         marked = set()
         for i, entry in shown:
             curve, colour = entry.curves[norm], colour_of(i)
-            axes.plot(curve.eps, curve.accuracy, color=colour, lw=1.8, zorder=3)
+            axes.plot(curve.eps, curve.accuracy, color=colour, lw=1.8, zorder=3, **MEASURED)
             lower = curve.best_certified()
             if lower:
-                axes.plot(curve.eps, lower, color=colour, lw=1.5, ls=(0, (3.5, 2)), zorder=3)
+                dashed = {"color": colour, "lw": 1.5, "ls": (0, (3.5, 2)), "zorder": 3}
+                axes.plot(curve.eps, lower, **dashed, **PROVED)
+                ends, floor, ceiling = between(curve.eps, lower, curve.accuracy)
                 axes.fill_between(
-                    curve.eps,
-                    lower,
-                    curve.accuracy,
+                    ends,
+                    floor,
+                    ceiling,
                     color=colour,
                     alpha=0.11 if num_bands <= 3 else 0.05,
                     lw=0,
@@ -156,6 +162,16 @@ def accuracy_figure(document: Document, norm: str) -> bytes:
         against_eps(axes, norm, "accuracy")
 
     return chart([draw], [2.6], [names, kinds])
+
+
+def between(eps: list[float], lower: list[float], upper: list[float]) -> list[np.ndarray]:
+    """What is not known between the radii: both ends of each interval, its floor, its ceiling.
+
+    >>> [side.tolist() for side in between([0.0, 0.1, 0.2], [0.9, 0.5, 0.1], [0.9, 0.8, 0.4])]
+    [[0.0, 0.1, 0.1, 0.2], [0.5, 0.5, 0.1, 0.1], [0.9, 0.9, 0.8, 0.8]]
+    """
+    ends, floor, ceiling = (np.repeat(values, 2) for values in (eps, lower, upper))
+    return [ends[1:-1], floor[2:], ceiling[:-2]]
 
 
 def smoothed_figure(report: Report) -> bytes:
@@ -183,10 +199,10 @@ def smoothed_figure(report: Report) -> bytes:
 
     def draw(axes: Axes) -> None:
         for (name, bound), look in looks.items():
-            axes.step(grid, report.smoothed_at(name, grid, bound), where="post", **look)
+            axes.plot(grid, report.smoothed_at(name, grid, bound), **look, **PROVED)
         if report.attacks:
             within = np.append(grid[grid < report.eps], report.eps)
-            axes.step(within, report.accuracy_at(within), where="post", **attacked)
+            axes.plot(within, report.accuracy_at(within), **attacked, **MEASURED)
         axes.axvline(report.eps, zorder=0, **mark)
         against_eps(axes, report.norm, "accuracy")
 

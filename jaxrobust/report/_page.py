@@ -5,29 +5,35 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from jaxrobust.evaluation import Report
 from jaxrobust.files import write_whole
-from jaxrobust.report._document import Document, Entry, load, write
+from jaxrobust.report._document import Document, Entry, as_document, load, write
 from jaxrobust.report._tables import doubts, interval_words, main_tables, percent
 
 PAGE_NAME = "index.html"
 FIGURES_NAME = "figures"
 
 
-def save(document: Document, folder: str | Path) -> Path:
+def save(found: Document | Report | Mapping[str, Report], folder: str | Path) -> Path:
     """Write a report: `report.json`, `examples.npz`, `figures/` and `index.html`.
 
     Args:
-        document: What to write.
+        found: What to write: a document, what `evaluate` returned, or several of those by name of
+            the classifier.
         folder: Where; made if it does not exist. A report that is already there is replaced.
 
     Returns:
         Path of the page.
+
+    Raises:
+        ValueError: For anything else.
     """
-    write(document, folder)
+    write(as_document(found), folder)
     return render(folder)
 
 
