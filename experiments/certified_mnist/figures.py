@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 FIVE = ("NT", "Fro", "Spe", "AT", "SDP dual")
 NAMES = (*FIVE[:4], "SDP dual", "SDP mixing", "SDP mixing, unweighted", "SDP robust", "LP")
 COLOURS = dict(zip(NAMES, mpl.color_sequences["tab10"], strict=False))
+ATTACKS = ("PGD", "FGSM")
 STYLES = {"sdp": "-", "spectral": "--", "frobenius": ":", "lp": "-.", "PGD": (0, (1, 1))}
 
 
@@ -75,7 +76,11 @@ def _curve(
 ) -> None:
     curve = {float(eps): error for eps, error in content["error_percent"][method].items()}
     curve = {0.0: content["at_eps"]["clean"]} | curve
-    axis.plot(list(curve), list(curve.values()), linestyle=style, color=color, label=label)
+    # Between two radii the larger one's bound is proved, and the smaller one's attack works.
+    step = "steps-post" if method in ATTACKS else "steps-pre"
+    axis.plot(
+        list(curve), list(curve.values()), linestyle=style, color=color, label=label, drawstyle=step
+    )
 
 
 def _finish(axis: Any, title: str) -> None:
