@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -48,6 +49,51 @@ def test_paper_sizes():
     # TensorFlow's truncated normal of deviation 0.1: cut at 0.2, so 0.088 remains.
     assert abs(float(params["Dense_0"]["kernel"].std()) - 0.088) < 0.001
     assert float(jnp.abs(params["Dense_0"]["kernel"]).max()) <= 0.2
+
+
+def test_wide_resnet_has_its_published_size():
+    """Convolutions, two numbers a normalised channel, and the dense layer, counted by hand."""
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    shapes = jax.eval_shape(jr.models.wide_resnet().init, jax.random.key(0), x)
+    first, *widths = (16, 160, 320, 640)
+    convolutions, normalised, before = 9 * 3 * first, 0, first
+    for width in widths:
+        convolutions += 9 * (before * width + 9 * width * width)  # 1 + 9 of five units
+        normalised += before + 9 * width  # in front of every convolution
+        before = width
+    dense = 640 * 10 + 10
+    expected = convolutions + 2 * (normalised + 640) + dense
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == expected == 45_901_914
+
+
+def test_wide_resnet_standardises_images_and_trains_against_frozen_statistics():
+    model = jr.models.WideResNet((4, 4, 6, 8), num_units=1, num_classes=3)
+    x = np.random.default_rng(0).uniform(0.3, 0.6, (8, 8, 8, 3)).astype(np.float32)
+    y = np.arange(8) % 3
+    variables = model.init(jax.random.key(1), x)
+    logits = model.apply(variables, x)
+    np.testing.assert_allclose(model.apply(variables, 1.5 * x + 0.1), logits, atol=1e-4)
+    np.testing.assert_allclose(model.apply(variables, x[:2]), logits[:2], atol=1e-5)
+
+    forward, frozen = jr.objectives.from_stateful_module(model.apply)
+    seen = []
+
+    def attack(logits_fn, x, y, *, key, ball):
+        seen.append(logits_fn(x[:1]).shape)
+        return jr.attacks.fgsm(logits_fn, x, y, key=key, ball=ball)
+
+    objective = jr.objectives.madry(
+        forward, attack, ball=jr.Ball("linf", 0.05), eval_forward=frozen
+    )
+    done = jr.train.fit(
+        objective, variables["params"], optax.sgd(0.1), (x, y), key=jax.random.key(2),
+        num_epochs=2, batch_size=4, model_state={"batch_stats": variables["batch_stats"]},
+    )  # fmt: skip
+    before, after = variables["batch_stats"], done.model_state["batch_stats"]
+    assert seen == [(1, 3)]
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before, after)
+    assert min(jax.tree.leaves(moved)) > 0
 
 
 def test_madry_cnn_pools_as_flax_does():

@@ -22,7 +22,7 @@ class Args:
     """Names of networks to train, as in config.py, or parts of names of measurements; all if
     empty."""
     preset: Literal["cpu", "paper", "smoke"] = "cpu"
-    """How much is measured; see config.py."""
+    """How networks are trained and how much is measured; see config.py."""
     data: Literal["held-out", "test"] = "held-out"
     """What evaluate looks at: held-out training images, or, once, the test set."""
     out: Path = Path("runs/second_order")
@@ -40,7 +40,7 @@ def main(args: Args) -> None:
     if args.stage == "train":
         for name in args.only or (*config.SHARED, *config.CPU):
             print(name, flush=True)
-            train.network(name, args.out, args.madry, args.seed)
+            train.network(name, args.preset, args.out, args.madry, args.seed)
         return
     place = evaluate.Place(args.out, args.madry, args.results, args.preset, args.seed)
     if args.stage == "choose":

@@ -19,9 +19,9 @@ from jax.tree_util import Partial
 import jaxrobust as jr
 from experiments.madry_mnist.evaluate import commit
 from experiments.second_order import config, measure, page
-from experiments.second_order.config import CPU, Sizes
+from experiments.second_order.config import CPU, RECIPES, SHARED, Sizes
 from experiments.second_order.measure import Search
-from experiments.second_order.train import folder_of, model_of
+from experiments.second_order.train import folder_of
 from jaxrobust.identity import digest
 
 EPS = 1.5
@@ -85,7 +85,7 @@ class Place:
 
 def choose(place: Place, only: Sequence[str] = ()) -> None:
     """Try every candidate setting on held-out images, and record the one that leaves least."""
-    sizes = config.PRESETS[place.preset]
+    sizes = config.SIZES[place.preset]
     for kind, (network, candidates) in CANDIDATES.items():
         eps = 0.5 if network.startswith("cifar10") else EPS
         at = {"candidates": candidates, "eps": eps}
@@ -96,7 +96,7 @@ def choose(place: Place, only: Sequence[str] = ()) -> None:
 
 def record(place: Place, data: str, only: Sequence[str] = ()) -> None:
     """Make every measurement, and say which networks are missing."""
-    for measurement in measurements(config.PRESETS[place.preset], place):
+    for measurement in measurements(config.SIZES[place.preset], place):
         if _wanted(measurement, only):
             _record(place, data, measurement)
 
@@ -233,7 +233,7 @@ def _record(place: Place, data: str, measurement: Measurement) -> None:
         "command": f"python -m experiments.second_order --stage {stage} --preset {place.preset}",
         "commit": commit(),
         "environment": jr.evaluation.environment(),
-        "recipe": _plain(CPU.get(measurement.network)),
+        "recipe": _plain(RECIPES[place.preset].get(measurement.network)),
     }
     jr.files.write_json(path, content)
     print(f"{measurement.name}: {content['seconds']:.0f} s", flush=True)
@@ -242,26 +242,26 @@ def _record(place: Place, data: str, measurement: Measurement) -> None:
 @functools.cache
 def _subject(name: str, num_images: int, place: Place, data: str) -> Subject | None:
     """A trained network with its images; None where its training is not finished."""
-    folder = folder_of(name, place.out, place.madry)
+    folder = folder_of(name, place.preset, place.out, place.madry)
     steps = [int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdigit()]
-    if name in CPU:
-        per_epoch = {"mnist": 55_000, "cifar10": 45_000}[CPU[name].data] // config.BATCH
-        wanted = CPU[name].num_epochs * per_epoch
+    if name in SHARED or place.preset == "smoke":
+        architecture, wanted = "madry_cnn" if name.startswith("mnist") else "small_cnn", 1
     else:
-        wanted = 1
-    if max(steps, default=0) < (1 if place.preset == "smoke" else wanted):
+        recipe = RECIPES[place.preset][name]
+        architecture, wanted = recipe.model, recipe.num_epochs * recipe.steps_per_epoch
+    if max(steps, default=0) < wanted:
         return None
-    params, _ = jr.train.restore(folder)
-    variables = {"params": jax.tree.map(jnp.asarray, params)}
+    params, model_state = jr.train.restore(folder)
+    variables = jax.tree.map(jnp.asarray, {"params": params, **model_state})
     which = name.split()[0]
     images = jr.data.load(which, config.SPLITS[data][which])
-    logits_fn = Partial(_apply(which), variables)
+    logits_fn = Partial(_apply(architecture), variables)
     return Subject(name, logits_fn, max(steps), images.x[:num_images], images.y[:num_images])
 
 
 @functools.cache  # one function for each architecture, so that networks share compiled programs
-def _apply(which: str) -> Callable[..., Any]:
-    return model_of(which).apply
+def _apply(architecture: str) -> Callable[..., Any]:
+    return getattr(jr.models, architecture)().apply
 
 
 def _choice(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import PyTree
@@ -15,69 +14,94 @@ from jaxtyping import PyTree
 import jaxrobust as jr
 from experiments.madry_mnist import config as madry_config
 from experiments.madry_mnist import train as madry_train
-from experiments.second_order.config import BATCH, CPU, HELD_OUT, RATE, SHARED, Recipe
+from experiments.second_order.config import HELD_OUT, RECIPES, SHARED, Recipe, Schedule
 
 
-def model_of(name: str) -> Any:
-    """The architecture of a network."""
-    return jr.models.madry_cnn() if name.startswith("mnist") else jr.models.small_cnn()
-
-
-def folder_of(name: str, out: Path, madry: Path) -> Path:
+def folder_of(name: str, preset: str, out: Path, madry: Path) -> Path:
     """Where the last checkpoint of a network lies; `madry` is that experiment's `--out`."""
+    shared = _madry_preset(preset)
     if name in SHARED:
-        return madry_train.final(SHARED[name], madry_config.CPU, madry / "cpu")
-    return out / name.replace(" ", "-")
+        return madry_train.final(SHARED[name], madry_config.PRESETS[shared], madry / shared)
+    return out / shared / name.replace(" ", "-")
 
 
-def network(name: str, out: Path, madry: Path, seed: int = 0) -> PyTree:
-    """Train a network, or finish it, or only read what is finished; returns its variables."""
+def network(name: str, preset: str, out: Path, madry: Path, seed: int = 0) -> None:
+    """Train a network, or finish it."""
     if name in SHARED:
-        return madry_train.network(SHARED[name], madry_config.CPU, madry / "cpu", resume=True)
-    recipe, model = CPU[name], model_of(name)
+        shared = _madry_preset(preset)
+        config = madry_config.PRESETS[shared]
+        madry_train.network(SHARED[name], config, madry / shared, resume=True)
+        return
+    recipe = RECIPES[preset][name]
+    model = getattr(jr.models, recipe.model)()
     train = jr.data.load(recipe.data, f"train[:-{HELD_OUT}]")
     held = jr.data.load(recipe.data, f"train[-{HELD_OUT}:]")
-    steps = len(train.y) // BATCH
-    key = jax.random.fold_in(jax.random.key(seed), list(CPU).index(name))
+    key = jax.random.fold_in(jax.random.key(seed), list(RECIPES[preset]).index(name))
     init_key, fit_key, noise_key = jax.random.split(key, 3)
-    forward = jr.objectives.from_module(model.apply)
     noise = recipe.sigma * jax.random.normal(noise_key, held.x[:1000].shape)
+    variables = model.init(init_key, train.x[:1])
+    model_state = {k: v for k, v in variables.items() if k != "params"}
+    if model_state:
+        forward, frozen = jr.objectives.from_stateful_module(model.apply)
+    else:
+        forward = frozen = jr.objectives.from_module(model.apply)
 
     def validate(params: PyTree, model_state: PyTree) -> dict[str, float]:
-        del model_state
-        hits = lambda x: float(
-            np.mean(jnp.argmax(model.apply({"params": params}, x), -1) == held.y[:1000])
-        )
-        x = held.x[:1000]
-        return {"accuracy": hits(x), "noisy_accuracy": hits(x + noise)}
+        def hits(x: Any) -> float:
+            parts = [frozen(params, model_state, part)[0] for part in np.split(x, 10)]
+            return float(np.mean(np.concatenate(parts).argmax(-1) == held.y[:1000]))
 
-    params = jr.train.fit(
-        objective(recipe, forward, steps),
-        model.init(init_key, train.x[:1])["params"],
-        optax.adam(optax.cosine_decay_schedule(RATE, recipe.num_epochs * steps)),
-        data=(train.x, train.y),
-        batch_size=BATCH,
+        x = held.x[:1000]
+        return {"accuracy": hits(x), "noisy_accuracy": hits(x + np.asarray(noise))}
+
+    jr.train.fit(
+        objective(recipe, forward, frozen),
+        variables["params"],
+        optimizer(recipe.schedule, recipe.num_epochs * recipe.steps_per_epoch),
+        data=train,
+        batch_size=recipe.schedule.batch_size,
         key=fit_key,
         num_epochs=recipe.num_epochs,
-        directory=folder_of(name, out, madry),
+        model_state=model_state,
+        directory=folder_of(name, preset, out, madry),
         validate=validate,
         resume=True,
         progress=True,
-    ).params
-    return {"params": params}
+    )
 
 
-def objective(recipe: Recipe, forward: Any, steps: int) -> jr.Objective:
-    """The training method of a recipe, `steps` to an epoch."""
+def _madry_preset(preset: str) -> str:
+    """The trained networks' preset: a smoke test looks at those of the cpu preset."""
+    return "cpu" if preset == "smoke" else preset
+
+
+def optimizer(schedule: Schedule, total: int) -> optax.GradientTransformation:
+    """The optimiser of a run of `total` steps."""
+    rate: Any = schedule.rate
+    if schedule.decay == "cosine":
+        rate = optax.cosine_decay_schedule(schedule.rate, total)
+    elif schedule.decay == "steps":
+        drops = {total // 2: 0.1, 3 * total // 4: 0.1}
+        rate = optax.piecewise_constant_schedule(schedule.rate, drops)
+    if schedule.optimizer == "adam":
+        return optax.adam(rate)
+    return optax.chain(optax.add_decayed_weights(2e-4), optax.sgd(rate, momentum=0.9))
+
+
+def objective(recipe: Recipe, forward: Any, frozen: Any) -> jr.Objective:
+    """The training method of a recipe; `frozen` is the forward function that attacks see."""
     o = jr.objectives
     match recipe.method:
         case "natural":
             return o.cross_entropy(forward)
         case "madry":
-            attack = functools.partial(jr.attacks.pgd, num_steps=7)
-            rising = optax.linear_schedule(0.0, recipe.eps, recipe.num_epochs * steps // 4)
-            ball = jr.Ball(recipe.norm, recipe.eps)
-            return o.madry(forward, attack, ball=ball, eps_schedule=rising)
+            attack = functools.partial(jr.attacks.pgd, num_steps=recipe.schedule.num_steps)
+            quarter = recipe.num_epochs * recipe.steps_per_epoch // 4
+            rising = optax.linear_schedule(0.0, recipe.eps, quarter)
+            return o.madry(
+                forward, attack, ball=jr.Ball(recipe.norm, recipe.eps), eval_forward=frozen,
+                eps_schedule=rising if recipe.schedule.warm_up else None,
+            )  # fmt: skip
         case "stability":
             return o.stability(forward, sigma=recipe.sigma)
         case "gaussian":

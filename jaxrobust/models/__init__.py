@@ -1,5 +1,15 @@
 """Networks in Flax linen; `jax.tree_util.Partial(model.apply, variables)` is a `logits_fn`."""
 
 from jaxrobust.models._sequential import MLP, MadryCNN, SmallCNN, madry_cnn, mlp, small_cnn
+from jaxrobust.models._wide_resnet import WideResNet, wide_resnet
 
-__all__ = ["MLP", "MadryCNN", "SmallCNN", "madry_cnn", "mlp", "small_cnn"]
+__all__ = [
+    "MLP",
+    "MadryCNN",
+    "SmallCNN",
+    "WideResNet",
+    "madry_cnn",
+    "mlp",
+    "small_cnn",
+    "wide_resnet",
+]

@@ -1,6 +1,13 @@
 """Training methods as `Objective`s: pairs of pure functions that add up."""
 
-from jaxrobust.objectives._base import Forward, add, from_loss, from_module, scale
+from jaxrobust.objectives._base import (
+    Forward,
+    add,
+    from_loss,
+    from_module,
+    from_stateful_module,
+    scale,
+)
 from jaxrobust.objectives._lp import lp_robust
 from jaxrobust.objectives._madry import madry
 from jaxrobust.objectives._noise import gaussian_augmentation
@@ -19,6 +26,7 @@ __all__ = [
     "frobenius_norm",
     "from_loss",
     "from_module",
+    "from_stateful_module",
     "gaussian_augmentation",
     "hinge",
     "lanczos_dual",

@@ -64,6 +64,39 @@ def _outputs(forward: Forward, params: PyTree, model_state: PyTree, x: Array) ->
     return forward(params, model_state, x)[0]
 
 
+def from_stateful_module(apply: Callable[..., Any]) -> tuple[Forward, Forward]:
+    """The forward functions of a Flax module with batch statistics: in training, and frozen.
+
+    Attacks, `eval_forward` of objectives and evaluation want the second one.
+
+    Args:
+        apply: `module.apply`, called with `train=True` and all collections but "params" mutable, or
+            with neither. `model_state` is the module's variables without "params".
+
+    >>> import flax.linen as nn
+    >>> class Model(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x, train=False):
+    ...         return nn.BatchNorm(use_running_average=not train, momentum=0.5)(x)
+    >>> model, x = Model(), jnp.array([[0.0], [2.0]])
+    >>> variables = model.init(jax.random.key(0), x)
+    >>> params, state = variables["params"], {"batch_stats": variables["batch_stats"]}
+    >>> forward, frozen = from_stateful_module(model.apply)
+    >>> outputs, state = forward(params, state, x)
+    >>> outputs.ravel().round(2), state["batch_stats"]["BatchNorm_0"]["mean"]
+    (Array([-1.,  1.], dtype=float32), Array([0.5], dtype=float32))
+    """
+
+    def forward(params: PyTree, model_state: PyTree, x: Array) -> tuple[PyTree, PyTree]:
+        variables = {"params": params, **model_state}
+        return apply(variables, x, train=True, mutable=list(model_state))
+
+    def frozen(params: PyTree, model_state: PyTree, x: Array) -> tuple[PyTree, PyTree]:
+        return apply({"params": params, **model_state}, x), model_state
+
+    return forward, frozen
+
+
 def from_loss(forward: Forward, loss: Loss, accuracy: str = "accuracy") -> Objective:
     """The mean of a per-example loss over the batch; no state.
 
