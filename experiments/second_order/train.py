@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import PyTree
@@ -48,7 +49,7 @@ def network(name: str, preset: str, out: Path, madry: Path, seed: int = 0) -> No
 
     def validate(params: PyTree, model_state: PyTree) -> dict[str, float]:
         def hits(x: Any) -> float:
-            parts = [frozen(params, model_state, part)[0] for part in np.split(x, 10)]
+            parts = [frozen(params, model_state, jnp.asarray(part))[0] for part in np.split(x, 10)]
             return float(np.mean(np.concatenate(parts).argmax(-1) == held.y[:1000]))
 
         x = held.x[:1000]
