@@ -296,7 +296,7 @@ def test_eigenpairs_agree(small: Setting) -> None:
 def test_steps(benchmark: Any, small: Setting, contender: str) -> None:
     """Each makes finite progress; Lanczos' values are within a percent of dense ones."""
     params, out = benchmark.pedantic(steps(small)[contender], rounds=2, warmup_rounds=1)
-    assert training_gap(small, (params, out))["value_off"] < 0.01
+    assert training_gap(small, (params, out))["value_off_worst"] < 0.01
     assert np.isfinite(out.loss)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 

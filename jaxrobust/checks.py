@@ -79,8 +79,8 @@ def check_labels(y: Any, num_rows: int, num_classes: int | None = None, name: st
 def check_radius(value: Any, name: str, num_rows: int | None = None) -> None:
     """Refuse a radius or step that is no finite number >= 0, or neither scalar nor one a row."""
     dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
-    if not jnp.issubdtype(dtype, np.number):
-        raise ValueError(f"{name} must be a number; got {value!r}")
+    if not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)):
+        raise ValueError(f"{name} must be a real number; got {value!r}")
     shape = jnp.shape(value)
     if shape not in ((), (num_rows,)):
         raise ValueError(f"{name} must be a scalar or one number for each row; got shape {shape}")

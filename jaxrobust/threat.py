@@ -58,7 +58,7 @@ class Ball:
         if self.norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {self.norm!r}")
         # Plain numbers only: unflattening runs this with placeholders and tracers.
-        if isinstance(self.eps, int | float | np.number):
+        if isinstance(self.eps, complex | int | float | np.number):
             check_radius(self.eps, "eps")
 
     def distance(self, x: Float[Array, "*d"], x_adv: Float[Array, "*d"]) -> Float[Array, ""]:

@@ -203,6 +203,7 @@ class MarginBound:
         eps: Its radius.
         method: Name of the bound.
         proof: Why it holds, in words: what it relaxes, where rounding is accounted for.
+        box: Pixel range that the bound takes for granted; None where it needs none.
         gap: `(batch, classes)` by how much an exact solution of the same relaxation could at most
             raise each margin, for bounds that an iterative solver finds; None for closed forms.
     """
@@ -212,6 +213,7 @@ class MarginBound:
     eps: float
     method: str
     proof: str
+    box: tuple[float, float] | None = None
     gap: np.ndarray | None = None
 
     @property

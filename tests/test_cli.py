@@ -56,7 +56,7 @@ def trained(tmp_path_factory):
 
 
 def test_demo_twice_gives_the_same_numbers(tmp_path):
-    short = ("demo", "--num-epochs", 2, "--num-examples", 40)
+    short = ("demo", "--num-epochs", 1, "--num-examples", 20)
     for out in ("one", "two"):
         done = jaxrobust(*short, "--out", out, "--seed", 3, cwd=tmp_path)
         assert done.returncode == 0, done.stderr

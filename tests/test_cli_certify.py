@@ -110,18 +110,6 @@ def test_a_report_is_not_made_of_certificates(first, capsys):
     assert "holds certificates of jaxrobust certify" in capsys.readouterr().err
 
 
-def test_constants_of_another_network_do_not_stay(first, capsys, monkeypatch, tmp_path):
-    folder, _ = first
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "out").mkdir()
-    stored = tmp_path / "out/sdp_constants.npz"
-    for seed, stays in ((0, True), (1, False)):
-        stored.write_bytes((folder / "out/sdp_constants.npz").read_bytes())
-        np.savez("net.npz", **weights(seed))
-        assert here(capsys, *options(), "--methods", "interval")[0] == 0
-        assert stored.exists() is stays
-
-
 def test_constants_are_used_again_for_this_network_only(first, capsys, monkeypatch):
     folder, _ = first
     monkeypatch.chdir(folder)

@@ -168,16 +168,11 @@ def test_linear_in_eps_and_solved_once():
 
 
 @pytest.mark.usefixtures("untyped")
-def test_constants_are_constants_and_the_proof_says_how_far_they_came():
+def test_constants_are_constants():
     layers = net(3)
     x, y = np.full((1, 4), 0.5), np.array([0])
     with pytest.raises(ValueError, match=r"constants must be what sdp_constants.*got ndarray"):
         sdp(layers, x, y, eps=0.1, constants=sdp_constants(layers).upper)
-    nothing = (np.ones((1, 6)), np.ones((1, 4)))
-    rough = sdp_constants(layers, duals=nothing)
-    assert "relative gap of inf" in sdp(layers, x, y, eps=0.1, constants=rough).proof
-    fine = sdp_constants(layers)
-    assert f"relative gap of {fine.gap:.1e}" in sdp(layers, x, y, eps=0.1, constants=fine).proof
 
 
 def test_a_network_that_tells_no_classes_apart_has_no_gap():

@@ -46,7 +46,7 @@ def on_layers(bound: Callable[..., MarginBound], layers: Sequence[Layer]) -> Cal
         threat = {"eps": ball.eps, "norm": ball.norm, "box": ball.box}
         for name in fixed.keys() & threat.keys():
             _check_fixed(name, fixed[name], threat[name])
-        passed = {k: v for k, v in threat.items() if k in takes and k not in fixed}
+        passed = {k: v for k, v in threat.items() if k in (*takes, "eps") and k not in fixed}
         return bound(layers, x, y, **passed)
 
     return certificate

@@ -70,4 +70,4 @@ def interval(
         f"interval arithmetic over the {norm} ball within the box [{box.low:g}, {box.high:g}]; "
         f"{ROUNDING}"
     )
-    return MarginBound(margins, norm, problem.eps, "interval", proof)
+    return MarginBound(margins, norm, problem.eps, "interval", proof, box=box)

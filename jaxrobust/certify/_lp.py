@@ -82,7 +82,7 @@ def lp(
         "dual of the convex outer polytope (each ReLU between two parallel lines) over the linf "
         f"ball {within}; {ROUNDING}"
     )
-    return MarginBound(margins, "linf", problem.eps, "lp", proof)
+    return MarginBound(margins, "linf", problem.eps, "lp", proof, box=box)
 
 
 def _margins(problem: Problem, low: np.ndarray, high: np.ndarray, y: np.ndarray) -> np.ndarray:

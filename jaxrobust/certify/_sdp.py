@@ -82,7 +82,6 @@ def sdp(
     proof = (
         "semidefinite relaxation of the margins' gradient over all inputs (paper 003, Eq. 11, with "
         "Eq. 9 corrected); each dual is made feasible by a float64 Cholesky factorisation with its "
-        f"rounding added; the programs are solved to a relative gap of {constants.gap:.1e}; "
-        f"{_common.ROUNDING}"
+        f"rounding added; {_common.ROUNDING}"
     )
     return MarginBound(margins, "linf", problem.eps, "sdp", proof, gap=slack)

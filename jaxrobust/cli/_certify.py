@@ -74,8 +74,6 @@ class Certify:
             if "sdp" in methods:
                 step("sdp: the programs of all pairs of classes", None)
                 solved = _constants(layers, self.out / results.CONSTANTS_NAME)
-            else:
-                _forget_others(layers, self.out / results.CONSTANTS_NAME)
             for method in methods:
                 given = {"constants": solved.constants} if solved and method == "sdp" else {}
                 for radius in eps:
@@ -151,15 +149,6 @@ def _clean(layers: Sequence[Layer], x: Any, y: Any, dataset: str) -> np.ndarray:
     except ValueError as error:
         names = ", ".join(type(layer).__name__ for layer in layers)
         raise ValueError(f"{error} (layers: {names}; data: {dataset})") from error
-
-
-def _forget_others(layers: Sequence[Layer], path: Path) -> None:
-    """Constants of another network do not stay beside this one's results."""
-    if path.is_file():
-        try:
-            certify.load_sdp_constants(path, layers)
-        except ValueError:
-            path.unlink()
 
 
 def _constants(layers: Sequence[Layer], path: Path) -> Solved:

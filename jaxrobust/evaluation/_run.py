@@ -283,6 +283,14 @@ class _Bench:
                     f"certificate {name!r} must speak of {self.ball.norm} {radius:g}, the threat "
                     f"evaluated; its bound is for {bound.norm} {spoken:g}"
                 )
+            box = getattr(bound, "box", None)
+            if box is not None and not (
+                box[0] <= self.ball.box.low and self.ball.box.high <= box[1]
+            ):
+                raise ValueError(
+                    f"certificate {name!r} must hold for all of the box {tuple(self.ball.box)} "
+                    f"evaluated; its bound takes {tuple(box)} for granted"
+                )
             columns, claim = _columns(name, bound, y, radius)
             claim = {k: np.full(len(part), v) for k, v in claim.items()}
             return columns | {f"claim {k}": v for k, v in claim.items()}
