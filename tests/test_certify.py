@@ -643,17 +643,3 @@ def test_interval_refuses_images_outside_the_box_and_wrong_boxes():
     for box in ((0.0, 2.0), Box(2.0, 0.0), Box(0.0, np.inf)):
         with pytest.raises(ValueError, match="box must be a Box"):
             certify.interval(GOOD, x, y, eps=0.1, box=box)
-
-
-def test_evaluate_refuses_a_bound_of_a_smaller_box():
-    """A wrapper that keeps lp's own box speaks of fewer images than the ball holds."""
-    logits_fn, layers, x, y = problem(0)
-    certificate = jr.certify.on_layers(
-        lambda layers, x, y, *, eps: jr.certify.lp(layers, x, y, eps=eps), layers
-    )
-    wide = jr.Ball("linf", 0.3, jr.Box(-1.0, 1.0))
-    with pytest.raises(ValueError, match=r"must hold for all of the box \(-1.0, 1.0\)"):
-        jr.evaluate(
-            logits_fn, (x, y), attacks={}, certificates={"lp": certificate}, ball=wide,
-            key=jax.random.key(0),
-        )  # fmt: skip

@@ -443,3 +443,17 @@ def test_wrong_input_is_refused(case, change, message):
     arguments = {"logits_fn": logits_fn, "x": x, "y": y} | change
     with pytest.raises(ValueError, match=message):
         run(arguments.pop("logits_fn"), arguments.pop("x"), arguments.pop("y"), **arguments)
+
+
+def test_evaluate_refuses_a_bound_of_a_smaller_box():
+    """A wrapper that keeps lp's own box speaks of fewer images than the ball holds."""
+    logits_fn, layers, x, y = problem(0)
+    certificate = jr.certify.on_layers(
+        lambda layers, x, y, *, eps: jr.certify.lp(layers, x, y, eps=eps), layers
+    )
+    wide = jr.Ball("linf", 0.3, jr.Box(-1.0, 1.0))
+    with pytest.raises(ValueError, match=r"must hold for all of the box \(-1.0, 1.0\)"):
+        jr.evaluate(
+            logits_fn, (x, y), attacks={}, certificates={"lp": certificate}, ball=wide,
+            key=jax.random.key(0),
+        )  # fmt: skip

@@ -51,7 +51,7 @@ def test_the_solvers_settle_at_the_optimum(name):
     solver = SOLVERS[name]
     kernel, v, slopes = pair(params, 0, 2)
     state, first = solver.init(kernel, v, slopes, KEY)
-    step = jax.jit(lambda state: solver.step(kernel, v, slopes, state))
+    step = jax.jit(lambda state: solver.step(jnp.asarray(kernel), jnp.asarray(v), slopes, state))
     value = first
     for _ in range(300):
         value, state = step(state)
@@ -293,7 +293,7 @@ def test_the_dual_value_follows_a_network_that_jumps(change):
     solver = objectives.lanczos_dual(optax.adam(2e-2))
     slopes = (0.0, 1.0)
     state, _ = solver.init(*map(jnp.asarray, before), slopes, KEY)
-    step = jax.jit(lambda state: solver.step(kernel, v, slopes, state))
+    step = jax.jit(lambda state: solver.step(jnp.asarray(kernel), jnp.asarray(v), slopes, state))
     hidden = kernel @ np.diag(v)
     a = np.concatenate([(kernel @ v)[None], hidden.T]).astype(np.float64)
     m = np.block([[np.zeros((41, 41)), a], [a.T, np.zeros((60, 60))]])
