@@ -110,6 +110,12 @@ def check_count(value: Any, name: str, least: int = 1) -> None:
         raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
 
 
+def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is not among the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
 def check_logits(shape: Any, num_rows: int) -> int:
     """Number of classes of a model's output, or an error where it is no batch of logits."""
     dims = getattr(shape, "shape", None)

@@ -130,6 +130,14 @@ def check_ball(ball: Any, num_rows: int | None = None) -> None:
     check_radius(ball.eps, "eps", num_rows)
 
 
+def check_box(box: Any) -> None:
+    """Refuse what is no pair of finite numbers, the lower one first."""
+    if not isinstance(box, tuple) or len(box) != 2 or not -np.inf < box[0] < box[1] < np.inf:
+        raise ValueError(
+            f"box must be a pair (low, high) of finite numbers, low < high; got {box!r}"
+        )
+
+
 def norm(delta: Float[Array, "*d"], which: str) -> Float[Array, ""]:
     """The lp norm of one example's perturbation, flattened.
 

@@ -13,7 +13,7 @@ import numpy as np
 import jaxrobust as jr
 from jaxrobust.layers import Dense, Flatten, Relu
 
-FEW = functools.partial(jr.attacks.pgd, num_steps=5)
+FEW = functools.partial(jr.attacks.pgd, num_steps=20)
 
 ATTACKS = {
     "fgsm": jr.attacks.fgsm,
@@ -27,11 +27,28 @@ ATTACKS = {
     "second_order": functools.partial(
         jr.attacks.second_order, sigma=0.05, num_steps=10, num_samples=3
     ),
-    "pgd_trace": lambda *args, **kwargs: jr.attacks.pgd_trace(*args, num_steps=3, **kwargs)[0],
+    "pgd_trace": lambda *args, **kwargs: jr.attacks.pgd_trace(*args, num_steps=20, **kwargs)[0],
     "first_success": jr.attacks.first_success({"fgsm": jr.attacks.fgsm, "pgd": FEW}, chunk=3),
     "at_eps": jr.attacks.at_eps(FEW, 0.05),
 }
+"""Every attack within a ball."""
+
+MINIMUM_NORM = {
+    "deepfool": jr.attacks.deepfool,
+}
+"""Every minimum-norm attack, `attack(logits_fn, x, y, *, key, box, target, ...)`."""
+
+TARGETED = [k for k, f in MINIMUM_NORM.items() if "target" in inspect.signature(f).parameters]
+"""Those of them that can be given a class to reach."""
+
+COMMON = ATTACKS | {name: jr.attacks.against(attack) for name, attack in MINIMUM_NORM.items()}
 """Every attack, in the common form."""
+
+SPEAKS_OF = {"deepfool": ("linf", "l2")}
+"""Norms of an attack that does not know them all."""
+
+DETERMINISTIC = {"fgsm", "bim", "deepfool"}
+"""Attacks that draw nothing."""
 
 CERTIFICATES = {
     "interval": jr.certify.interval,
@@ -56,6 +73,22 @@ TIGHT_ON_AFFINE = {
 
 EPS = {"linf": 0.1, "l2": 0.5, "l1": 1.5}
 NORMS = tuple(EPS)
+
+
+def cases(names):
+    """Attack and norm: all norms of "pgd", one of each other, in turn.
+
+    What an attack does with its ball is the ball's code, which `pgd` shows in every norm.
+    """
+    found = []
+    for number, name in enumerate(names):
+        norms = SPEAKS_OF.get(name, NORMS)
+        found += (
+            [(name, n) for n in norms] if name == "pgd" else [(name, norms[number % len(norms)])]
+        )
+    return found
+
+
 TAKES_A_NORM = [k for k, f in CERTIFICATES.items() if "norm" in inspect.signature(f).parameters]
 CASES = [
     (name, norm) for name in CERTIFICATES for norm in (NORMS if name in TAKES_A_NORM else ["linf"])

@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jaxrobust import checks, losses
-from jaxrobust.attacks._lift import check_call
+from jaxrobust.attacks._lift import check_call, row_axis
 from jaxrobust.threat import Ball, check_ball
 from jaxrobust.types import (
     Attack,
@@ -114,8 +114,10 @@ def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
         chunk: Rows attacked at once; see `on_alive`.
 
     Returns:
-        An attack of the common form (untargeted). Where no member succeeds it returns the last
-        member's attempt; an example that the model gets wrong anyway comes back clean.
+        An attack of the common form (untargeted). What a member returns is brought into ball and
+        box before it is judged, so a minimum-norm attack (`against`) may be one. Where no member
+        succeeds, the last one's attempt comes back; an example that the model gets wrong anyway
+        comes back clean.
 
     Raises:
         ValueError: If there are no members, or chunk is not at least 1.
@@ -149,16 +151,49 @@ def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
             judged = jax.vmap(model)(images, salted(keys, salt))
             return jax.vmap(lambda out, y: losses.success(losses.margin, out, y))(judged, y)
 
+        def legal(ball: Ball, x: Array, x_adv: Array) -> Array:
+            finite = jnp.all(jnp.isfinite(x_adv))
+            return jnp.where(finite, ball.project(x, jnp.where(finite, x_adv, x)), x)
+
         best = x
         alive = ~fooled(x, "clean")
         for name, run in runs.items():
             attacked = run(logits_fn, x, y, alive, key=salted(keys, name), ball=ball)
+            attacked = jax.vmap(legal, (jax.tree.map(row_axis, ball), 0, 0))(ball, x, attacked)
             mask = alive.reshape(-1, *[1] * (x.ndim - 1))
             best = jnp.where(mask, attacked, best)
             alive = alive & ~fooled(best, f"judge {name}")
         return jax.lax.stop_gradient(best)
 
     return composed
+
+
+def transfer(source_logits_fn: LogitsFn, attack: Attack) -> Attack:
+    """A black-box attack: what `attack` finds on another model.
+
+    Args:
+        source_logits_fn: The model that is attacked instead; its gradients and keys are used, the
+            victim is not looked at. As a `jax.tree_util.Partial` its weights stay out of the
+            compiled program.
+        attack: Any attack of the common form.
+
+    References: Madry et al. 2018, table 1, rows A' and B (paper 001).
+
+    >>> from jaxrobust.attacks import fgsm
+    >>> source = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
+    >>> victim = lambda x: jnp.stack([x[:, 0], 1 - x[:, 0]], -1)
+    >>> transfer(source, fgsm)(victim, jnp.full((1, 2), 0.5), jnp.array([0]),
+    ...     key=jax.random.key(0), ball=Ball("linf", 0.25))
+    Array([[0.25, 0.25]], dtype=float32)
+    """
+    return Partial(_transferred, as_partial(source_logits_fn), as_partial(attack))
+
+
+def _transferred(
+    source: LogitsFn, attack: Attack, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Ball
+) -> Array:
+    check_call(logits_fn, x, y, key, ball)
+    return attack(source, x, y, key=key, ball=ball)
 
 
 def salted(keys: Array, name: str) -> Array:

@@ -235,7 +235,7 @@ def _lifted(
 
 
 def _search(
-    model: Callable[..., Any], x: Array, y: Any, key: Array, ball: Ball, *, step_size: Array,
+    model: Callable[..., Any], x: Array, y: Any, key: Array, *, ball: Ball, step_size: Array,
     num_steps: int, num_restarts: int, random_start: bool, loss: Loss, gradient: Gradient,
     record: bool,
 ) -> tuple[Array, Trace | None]:  # fmt: skip

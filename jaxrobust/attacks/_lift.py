@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from jaxrobust import checks
 from jaxrobust.losses import Loss
-from jaxrobust.threat import Ball, Box, check_ball
+from jaxrobust.threat import Ball, Box, check_ball, check_box
 from jaxrobust.types import (
     Images,
     Keys,
@@ -36,7 +36,7 @@ def lift(
     scalars: dict[str, Any] | None = None,
     **static: Any,
 ) -> PyTree:
-    """Run `search(model, x, y, key, ball, **scalars, **static)` on each row of a batch.
+    """Run `search(model, x, y, key, ball=ball, **scalars, **static)` on each row of a batch.
 
     Compiled once for each shape, model function and set of static arguments. The result is a
     constant to differentiation.
@@ -55,11 +55,49 @@ def lift(
     for name, value in (scalars or {}).items():
         checks.check_radius(value, name, len(x))
     x = jnp.asarray(x)
-    scalars = {k: jnp.asarray(v, x.dtype) for k, v in (scalars or {}).items()}
-    ball = Ball(ball.norm, jnp.asarray(ball.eps, x.dtype), ball.box)
+    rows: dict[str, Any] = {k: jnp.asarray(v, x.dtype) for k, v in (scalars or {}).items()}
+    rows["ball"] = Ball(ball.norm, jnp.asarray(ball.eps, x.dtype), ball.box)
     return _run(
-        search, tuple(sorted(static.items())), as_partial(logits_fn), x, jnp.asarray(y), keys,
-        ball, scalars,
+        search, tuple(sorted(static.items())), as_partial(logits_fn), x, jnp.asarray(y), keys, rows
+    )
+
+
+def lift_free(
+    search: Callable[..., PyTree],
+    logits_fn: LogitsFn,
+    x: Images,
+    y: Labels,
+    *,
+    key: Keys,
+    box: Box,
+    target: Labels | None = None,
+    **static: Any,
+) -> PyTree:
+    """Run `search(model, x, y, key, box=box, **static)`, for no ball in particular, on each row.
+
+    What minimum-norm attacks are lifted by; see `lift`.
+
+    Args:
+        search: Module-level function of one example. Where there is a target, `target=` hands it
+            the row's class.
+        logits_fn: The batch model, or a `Randomized` one.
+        x: `(batch, *dims)` images.
+        y: `(batch,)` true labels.
+        key: One key, or one a row.
+        box: Legal pixel values.
+        target: `(batch,)` wanted classes; None where any wrong class will do.
+        static: Hashable arguments, part of the compiled program's identity.
+    """
+    check_box(box)
+    num_classes = check_model(logits_fn, x, y, key, box)
+    if target is not None:
+        checks.check_labels(target, len(x), num_classes, "target")
+    keys = row_keys(key, len(x))
+    rows = {} if target is None else {"target": jnp.asarray(target)}
+    static |= {"box": Box(*box)}
+    return _run(
+        search, tuple(sorted(static.items())), as_partial(logits_fn), jnp.asarray(x),
+        jnp.asarray(y), keys, rows,
     )  # fmt: skip
 
 
@@ -71,35 +109,41 @@ def _run(
     x: Any,
     y: Any,
     keys: Any,
-    ball: Ball,
-    scalars: dict[str, Any],
+    rows: dict[str, Any],
 ) -> PyTree:
     model = per_example(logits_fn)
 
-    def one(x: Any, y: Any, key: Any, ball: Ball, scalars: dict[str, Any]) -> PyTree:
-        return search(model, x, y, key, ball, **scalars, **dict(static))
+    def one(x: Any, y: Any, key: Any, rows: dict[str, Any]) -> PyTree:
+        return search(model, x, y, key, **rows, **dict(static))
 
-    axes = (0, 0, 0, jax.tree.map(_row_axis, ball), jax.tree.map(_row_axis, scalars))
-    return jax.lax.stop_gradient(jax.vmap(one, axes)(x, y, keys, ball, scalars))
+    axes = (0, 0, 0, jax.tree.map(row_axis, rows))
+    return jax.lax.stop_gradient(jax.vmap(one, axes)(x, y, keys, rows))
 
 
-def _row_axis(leaf: Any) -> int | None:
+def row_axis(leaf: Any) -> int | None:
+    """Axis along which `vmap` takes a number that is a scalar or one a row."""
     return 0 if leaf.ndim else None
 
 
 def check_call(logits_fn: LogitsFn, x: Any, y: Any, key: Any, ball: Any) -> Any:
-    """Refuse arguments of an attack that cannot be meant; returns the row keys."""
-    checks.check_images(x, ball.box if isinstance(ball, Ball) else Box())
+    """Refuse arguments of an attack within a ball that cannot be meant; returns the row keys."""
+    check_ball(ball, len(x) if hasattr(x, "shape") else None)
+    check_model(logits_fn, x, y, key, ball.box)
+    return row_keys(key, len(x))
+
+
+def check_model(logits_fn: LogitsFn, x: Any, y: Any, key: Any, box: Box) -> int:
+    """Refuse images, labels, key and model that cannot be meant; returns the number of classes."""
+    checks.check_images(x, box)
     num_rows = x.shape[0]
     if num_rows == 0:
         raise ValueError("x must hold at least one image; got an empty batch")
-    check_ball(ball, num_rows)
     keys = row_keys(key, num_rows)
     model = jax.vmap(per_example(logits_fn))
     outputs = jax.eval_shape(model, jnp.asarray(x), keys)
     num_classes = checks.check_logits(logits_of(outputs), num_rows)
     checks.check_labels(y, num_rows, num_classes)
-    return keys
+    return num_classes
 
 
 def loss_of(model: Callable[..., PyTree], loss: Loss, y: Any) -> Callable[..., Any]:

@@ -1,7 +1,4 @@
-"""Losses of one example, `loss(outputs, y) -> scalar`, which attacks maximise.
-
-Where a model returns more than logits, they come first and the rest is ignored here.
-"""
+"""The losses that training and attacks share."""
 
 from __future__ import annotations
 
@@ -25,10 +22,10 @@ def cross_entropy(outputs: PyTree, y: Int[Array, ""]) -> Float[Array, ""]:
     0.693147...
     """
     logits = logits_of(outputs)
-    return jax.nn.logsumexp(logits) - _of_class(logits, y)
+    return jax.nn.logsumexp(logits) - of_class(logits, y)
 
 
-def _of_class(logits: Array, y: Array) -> Array:
+def of_class(logits: Array, y: Array) -> Array:
     """Logit of a class; NaN, not some other class, where the label is out of range."""
     return logits.at[y].get(mode="fill", fill_value=jnp.nan)
 
@@ -43,7 +40,7 @@ def margin(outputs: PyTree, y: Int[Array, ""]) -> Float[Array, ""]:
     """
     logits = logits_of(outputs)
     others = jnp.where(jnp.arange(logits.size) == y, -jnp.inf, logits)
-    return jnp.max(others) - _of_class(logits, y)
+    return jnp.max(others) - of_class(logits, y)
 
 
 def hinge(outputs: PyTree, y: Int[Array, ""]) -> Float[Array, ""]:
@@ -79,35 +76,3 @@ class generalized_cross_entropy:  # noqa: N801 - reads as the function it is
     def __call__(self, outputs: PyTree, y: Any) -> Array:
         """The loss at the true class `y`."""
         return -jnp.expm1(-self.q * cross_entropy(outputs, y)) / self.q
-
-
-@dataclasses.dataclass(frozen=True)
-class targeted:  # noqa: N801 - reads as the function it is: targeted(loss)
-    """Turn a loss into its targeted form: y becomes the wanted class, and the loss is negated.
-
-    Args:
-        loss: Any loss of this module's form.
-
-    >>> float(targeted(margin)(jnp.array([3.0, 1.0]), jnp.array(0)))
-    2.0
-    """
-
-    loss: Loss
-
-    def __call__(self, outputs: PyTree, y: Any) -> Array:
-        """Minus the loss towards the target `y`."""
-        return -self.loss(outputs, y)
-
-
-def success(loss: Loss, outputs: PyTree, y: Any) -> Array:
-    """Whether an attack with this loss has reached its aim at these outputs of one example.
-
-    Untargeted: the predicted class is not `y`; targeted: it is. Ties go to the lower class index,
-    as in `argmax`; logits with NaN or +inf predict nothing.
-
-    >>> bool(success(cross_entropy, jnp.array([3.0, 1.0]), jnp.array(1)))
-    True
-    """
-    logits = logits_of(outputs)
-    hit = jnp.all(logits < jnp.inf) & (jnp.argmax(logits) == y)
-    return hit if isinstance(loss, targeted) else ~hit

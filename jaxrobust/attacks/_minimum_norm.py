@@ -1,0 +1,126 @@
+"""What minimum-norm attacks are called through: the common form, and every target at once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxrobust import losses
+from jaxrobust.attacks._lift import check_model
+from jaxrobust.threat import UNIT_BOX, Ball, Box, check_ball
+from jaxrobust.types import (
+    Attack,
+    Images,
+    Keys,
+    Labels,
+    LogitsFn,
+    as_partial,
+    per_example,
+    row_keys,
+)
+
+MinimumNorm = Callable[..., Array]
+"""`attack(logits_fn, x, y, *, key, box, target, ...) -> x_adv`, the clean image where it fails."""
+
+
+def against(attack: MinimumNorm) -> Attack:
+    """Put a minimum-norm attack into the common form, which names a ball.
+
+    The ball gives the box and, where the attack has a choice, the norm. Its radius is not looked
+    at: images come back at whatever distance they were found, which `evaluate` records, so one run
+    gives accuracy against every eps. `evaluate` and `first_success` count an image only after they
+    have brought it into the ball.
+
+    Args:
+        attack: A minimum-norm attack, `functools.partial` for settings of its own.
+
+    >>> from jaxrobust.attacks import deepfool
+    >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
+    >>> against(deepfool)(logits_fn, jnp.full((1, 2), 0.6), jnp.array([0]), key=jax.random.key(0),
+    ...     ball=Ball("linf", 0.25)).round(2)
+    Array([[0.24, 0.24]], dtype=float32)
+    """
+    has_choice = "norm" in inspect.signature(attack).parameters
+    return Partial(functools.partial(_against, has_choice), as_partial(attack))
+
+
+def _against(
+    has_choice: bool, attack: MinimumNorm, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any,
+    ball: Ball,
+) -> Array:  # fmt: skip
+    check_ball(ball, len(x) if hasattr(x, "shape") else None)
+    norm = {"norm": ball.norm} if has_choice else {}
+    return attack(logits_fn, x, y, key=key, box=ball.box, **norm)
+
+
+class EveryTarget(NamedTuple):
+    """Attacks on each image towards every class but its own, in rising order of class.
+
+    Attributes:
+        x_adv: `(batch, classes - 1, *dims)`, the clean image where the attack failed.
+        target: `(batch, classes - 1)` wanted classes.
+        success: `(batch, classes - 1)` whether the model gives the wanted class.
+    """
+
+    x_adv: Float[Array, "batch targets *dims"]
+    target: Int[Array, "batch targets"]
+    success: Bool[Array, "batch targets"]
+
+
+def every_target(attack: MinimumNorm) -> Callable[..., EveryTarget]:
+    """Attack towards all wrong classes at once, in one vmapped program.
+
+    Of the distances, the smallest is the paper's best case, the largest its worst case, and one
+    drawn at random its average case. An attack on a batch becomes one on `classes - 1` times as
+    many rows.
+
+    Args:
+        attack: A minimum-norm attack that takes `target`.
+
+    Returns:
+        `run(logits_fn, x, y, *, key, box=UNIT_BOX) -> EveryTarget`. The search for a target draws
+        from the image's key with the class folded in.
+
+    References: Carlini and Wagner 2017, sec. VI (paper 001).
+
+    >>> def corner(logits_fn, x, y, *, key, box, target):  # a poor attack, for the shapes
+    ...     return jnp.eye(3)[target]
+    >>> logits_fn = lambda x: 2 * x
+    >>> found = every_target(corner)(logits_fn, jnp.array([[0.6, 0.2, 0.0]]), jnp.array([0]),
+    ...     key=jax.random.key(0))
+    >>> found.target, found.x_adv.shape
+    (Array([[1, 2]], dtype=int32), (1, 2, 3))
+    """
+
+    def run(
+        logits_fn: LogitsFn, x: Images, y: Labels, *, key: Keys, box: Box = UNIT_BOX
+    ) -> EveryTarget:
+        num_classes = check_model(logits_fn, x, y, key, box)
+        return jitted(
+            as_partial(logits_fn), jnp.asarray(x), jnp.asarray(y), row_keys(key, len(x)),
+            num_classes, box,
+        )  # fmt: skip
+
+    @functools.partial(jax.jit, static_argnums=(4, 5))
+    def jitted(
+        logits_fn: LogitsFn, x: Array, y: Array, keys: Array, num_classes: int, box: Box
+    ) -> EveryTarget:
+        others = jnp.arange(num_classes - 1)
+        target = others + (others >= y[:, None])
+        rows = jnp.repeat(jnp.arange(len(x)), num_classes - 1)
+        keys = jax.vmap(jax.random.fold_in)(keys[rows], target.ravel())
+        x_adv = attack(logits_fn, x[rows], y[rows], key=keys, box=box, target=target.ravel())
+        outputs = jax.vmap(per_example(logits_fn))(x_adv, keys)
+        aimed = losses.targeted(losses.margin)
+        hit = jax.vmap(lambda out, t: losses.success(aimed, out, t))(outputs, target.ravel())
+        shape = target.shape
+        return EveryTarget(x_adv.reshape(*shape, *x.shape[1:]), target, hit.reshape(shape))
+
+    return run

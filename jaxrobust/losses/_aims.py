@@ -1,0 +1,110 @@
+"""What a loss is for: a target, a detector to please, and when it is reached."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from jaxrobust.losses._carlini_wagner import CarliniWagner
+from jaxrobust.losses._common import Loss, margin
+from jaxrobust.types import logits_of
+
+
+@dataclasses.dataclass(frozen=True)
+class targeted:  # noqa: N801 - reads as the function it is: targeted(loss)
+    """Turn a loss into its targeted form: y becomes the wanted class.
+
+    That is the loss negated, but for Carlini and Wagner's, which are not symmetric and bring a
+    targeted form of their own. A penalty stays a penalty.
+
+    Args:
+        loss: Any loss of this module's form.
+
+    >>> float(targeted(margin)(jnp.array([3.0, 1.0]), jnp.array(0)))
+    2.0
+    """
+
+    loss: Loss
+
+    def __call__(self, outputs: PyTree, y: Any) -> Array:
+        """How near the outputs are to the target `y`."""
+        if isinstance(self.loss, penalized):
+            return targeted(self.loss.loss)(outputs, y) - self.loss.penalty(outputs, y)
+        if isinstance(self.loss, CarliniWagner):
+            return self.loss.towards(logits_of(outputs), y)
+        return -self.loss(outputs, y)
+
+
+@dataclasses.dataclass(frozen=True)
+class penalized:  # noqa: N801 - reads as the function it is: penalized(loss, penalty)
+    """A loss minus a penalty: what an attack climbs that must also please a detector.
+
+    Args:
+        loss: Any loss of this module's form, targeted or not.
+        penalty: `penalty(outputs, y) -> scalar`, 0 exactly where the image passes and positive
+            otherwise: a detector's hinge on an embedding that the model returns beside its logits.
+
+    >>> far = lambda outputs, y: jnp.maximum(0.0, jnp.abs(outputs[1]) - 1.0)
+    >>> float(penalized(margin, far)((jnp.array([1.0, 3.0]), jnp.array(1.5)), jnp.array(0)))
+    1.5
+    """
+
+    loss: Loss
+    penalty: Callable[[Any, Any], Array]
+
+    def __call__(self, outputs: PyTree, y: Any) -> Array:
+        """The loss, less the penalty."""
+        return self.loss(outputs, y) - self.penalty(outputs, y)
+
+
+def confident(loss: Any, kappa: float) -> Any:
+    """A Carlini-Wagner loss at confidence kappa, also inside `targeted` or `penalized`.
+
+    Args:
+        loss: One of `f1` to `f7`.
+        kappa: By how much the wanted logit must exceed all others, at least 0.
+
+    Raises:
+        ValueError: For a kappa below 0, and for any other loss where it is above.
+
+    >>> from jaxrobust.losses import f6
+    >>> float(confident(f6, 5.0)(jnp.array([1.0, 3.0]), jnp.array(0)))
+    -3.0
+    """
+    if not 0 <= kappa < float("inf"):
+        raise ValueError(f"kappa must be finite and at least 0; got {kappa}")
+    if isinstance(loss, targeted | penalized):
+        return dataclasses.replace(loss, loss=confident(loss.loss, kappa))
+    if isinstance(loss, CarliniWagner):
+        return dataclasses.replace(loss, kappa=float(kappa))
+    if kappa > 0:
+        raise ValueError(f"kappa above 0 needs one of losses.f1 to f7 as the loss; got {loss!r}")
+    return loss
+
+
+def success(loss: Loss, outputs: PyTree, y: Any) -> Array:
+    """Whether an attack with this loss has reached its aim at these outputs of one example.
+
+    Untargeted: the predicted class is not `y`; targeted: it is. Ties go to the lower class index,
+    as in `argmax`; logits with NaN or +inf predict nothing. A penalty must be 0, and a confidence
+    (`confident`) be reached.
+
+    >>> bool(success(margin, jnp.array([3.0, 1.0]), jnp.array(1)))
+    True
+    """
+    aimed, reached, towards = loss, True, False
+    while isinstance(aimed, targeted | penalized):
+        if isinstance(aimed, penalized):
+            reached &= aimed.penalty(outputs, y) <= 0
+        towards = towards or isinstance(aimed, targeted)
+        aimed = aimed.loss
+    logits = logits_of(outputs)
+    hit = jnp.all(logits < jnp.inf) & (jnp.argmax(logits) == y)
+    if isinstance(aimed, CarliniWagner) and aimed.kappa:
+        gap = margin(logits, y)
+        reached &= (-gap if towards else gap) >= aimed.kappa
+    return reached & (hit if towards else ~hit)

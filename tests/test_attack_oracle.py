@@ -1,0 +1,205 @@
+"""Every attack against the exact answer on affine classifiers, and on models that mislead."""
+
+import functools
+import inspect
+
+import cvxpy as cp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contracts import ATTACKS, COMMON, MINIMUM_NORM, NORMS, SPEAKS_OF, TARGETED
+
+import jaxrobust as jr
+
+KEY = jax.random.key(11)
+SHAPE = (3, 1, 5)
+MEASURE = {"linf": "inf", "l2": 2, "l1": 1}
+
+FACTOR = {"deepfool": 1.02 + 1e-3}
+"""Most that an untargeted minimum-norm attack may exceed the exact distance by; 1.25 elsewhere."""
+
+UNAWARE = {"fgsm", "at_eps"}
+"""Attacks that one step, or a radius of their own, keeps from the optimum within the box."""
+
+
+@functools.cache
+def affine(classes=4, batch=8):
+    """A random affine classifier, images with pixels on the box's edge, and its own labels."""
+    rng = np.random.default_rng(classes)
+    kernel = rng.normal(size=(np.prod(SHAPE), classes)).astype(np.float32)
+    kernel[-2:] = 0  # inputs that do not matter
+    bias = rng.normal(size=classes).astype(np.float32) * 0.1
+    x = np.clip(rng.uniform(-0.2, 1.2, size=(batch, *SHAPE)), 0, 1).astype(np.float32)
+    y = (x.reshape(batch, -1) @ kernel + bias).argmax(1).astype(np.int32)
+
+    def logits(weights, x):
+        return x.reshape(len(x), -1) @ weights[0] + weights[1]
+
+    logits_fn = jax.tree_util.Partial(logits, (jnp.asarray(kernel), jnp.asarray(bias)))
+    return logits_fn, kernel.astype(float), bias.astype(float), x, y
+
+
+@functools.cache
+def exact(norm, classes=4, batch=8):
+    """Distance to each class's region within the box; `(batch, classes)`, inf where it is empty."""
+    _, kernel, bias, x, _ = affine(classes, batch)
+    found = np.zeros((batch, classes))
+    z = cp.Variable(kernel.shape[0])
+    start = cp.Parameter(kernel.shape[0])
+    for t in range(classes):
+        gaps = (kernel[:, [t]] - kernel).T @ z + bias[t] - bias
+        problem = cp.Problem(cp.Minimize(cp.norm(z - start, MEASURE[norm])),
+                             [gaps >= 0, z >= 0, z <= 1])  # fmt: skip
+        for i in range(batch):
+            start.value = x[i].ravel().astype(float)
+            found[i, t] = problem.solve(solver="CLARABEL")
+    return found
+
+
+def distance(norm, x, x_adv):
+    return np.linalg.norm((np.asarray(x_adv) - x).reshape(len(x), -1), float(MEASURE[norm]), axis=1)
+
+
+def cases(names):
+    """Name, norm and batch size: batches of 1, 3 and 8 in turn."""
+    pairs = [(name, norm) for name in names for norm in SPEAKS_OF.get(name, NORMS)]
+    return [(*pair, (1, 3, 8)[i % 3]) for i, pair in enumerate(pairs)]
+
+
+def minimum_norm(name, norm):
+    """The attack for one norm."""
+    attack = MINIMUM_NORM[name]
+    return functools.partial(jr.attacks.against(attack), ball=jr.Ball(norm, 0.0))
+
+
+@pytest.mark.parametrize(("name", "norm", "batch"), cases(MINIMUM_NORM))
+def test_minimum_norm_untargeted(name, norm, batch):
+    logits_fn, _, _, x, y = affine()
+    x, y = x[:batch], y[:batch]
+    x_adv = np.asarray(minimum_norm(name, norm)(logits_fn, x, y, key=KEY))
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert (np.asarray(logits_fn(x_adv)).argmax(1) != y).all()
+    others = np.where(np.arange(4) == y[:, None], np.inf, exact(norm)[:batch]).min(1)
+    ratio = distance(norm, x, x_adv) / others
+    assert ratio.max() <= FACTOR.get(name, 1.25)
+    assert ratio.min() >= 1 - 1e-4  # or the oracle is wrong
+
+
+@pytest.mark.parametrize(("name", "norm", "batch"), cases(TARGETED))
+def test_minimum_norm_targeted(name, norm, batch):
+    logits_fn, _, _, x, y = affine()
+    x, y = x[:batch], y[:batch]
+    target = ((y + 1) % 4).astype(np.int32)
+    attack = MINIMUM_NORM[name]
+    chosen = {"norm": norm} if "norm" in inspect.signature(attack).parameters else {}
+    x_adv = np.asarray(attack(logits_fn, x, y, key=KEY, target=target, **chosen))
+    best = exact(norm)[np.arange(batch), target]
+    possible = np.isfinite(best)
+    assert (np.asarray(logits_fn(x_adv)).argmax(1) == target)[possible].all()
+    np.testing.assert_array_equal(x_adv[~possible], x[~possible])
+    assert (distance(norm, x, x_adv)[possible] / best[possible]).max() <= 1.25
+
+
+@pytest.mark.parametrize(("name", "norm", "batch"), cases(n for n in ATTACKS if n not in UNAWARE))
+def test_within_a_ball(name, norm, batch):
+    """Two classes: with more, a search of few steps may follow the wrong one."""
+    logits_fn, _, _, x, y = affine(classes=2)
+    x, y = x[:batch], y[:batch]
+    eps = float(1.25 * exact(norm, classes=2)[np.arange(batch), 1 - y].max())
+    x_adv = ATTACKS[name](logits_fn, x, y, key=KEY, ball=jr.Ball(norm, eps))
+    assert (np.asarray(logits_fn(x_adv)).argmax(1) != y).all()
+    assert (distance(norm, x, x_adv) <= eps * (1 + 1e-4)).all()
+
+
+def constant(x):
+    return jnp.zeros((len(x), 3)) * x.reshape(len(x), -1)[:, :1]
+
+
+def broken(x):
+    """NaN as soon as a pixel differs from the half."""
+    off = jnp.any(x.reshape(len(x), -1) != 0.5, -1, keepdims=True)
+    return jnp.where(off, jnp.nan, jnp.array([1.0, 0.0, 0.0]))
+
+
+def flat(x):
+    """No gradient anywhere, class 1 where the first pixel is above 0.6."""
+    first = x.reshape(len(x), -1)[:, 0]
+    return jax.nn.one_hot(jnp.where(first > 0.6, 1, 0), 3)
+
+
+@pytest.mark.parametrize("name", COMMON)
+@pytest.mark.parametrize("model", [constant, broken, flat])
+def test_no_false_success_on_a_model_that_misleads(name, model):
+    """What comes back is finite and legal, and the clean image where a minimum-norm attack fails.
+
+    Images on which the model's logits are NaN are wrong, so `broken` is broken by any of them.
+    """
+    x, y = np.full((2, *SHAPE), 0.5, np.float32), np.zeros(2, np.int32)
+    x_adv = np.asarray(COMMON[name](model, x, y, key=KEY, ball=jr.Ball("linf", 0.05)))
+    assert np.isfinite(x_adv).all()
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    if name in MINIMUM_NORM:
+        wrong = np.asarray(jr.types.predicted_class(model(jnp.asarray(x_adv)))) != y
+        np.testing.assert_array_equal(x_adv[~wrong], x[~wrong])
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_randomised_models_are_attacked_and_change_with_the_key(name):
+    def noisy(x, key):
+        flat = x.reshape(len(x), -1)
+        return jnp.stack(
+            [flat.sum(-1), flat.shape[1] / 2 + 0.05 * jax.random.normal(key, (len(x),))], -1
+        )
+
+    x = np.full((4, 5), 0.55, np.float32)
+    y = np.zeros(4, np.int32)
+    x_adv = np.asarray(COMMON[name](jr.Randomized(noisy), x, y, key=KEY, ball=jr.Ball("linf", 0.2)))
+    assert np.isfinite(x_adv).all()
+    assert (x_adv.sum(1) < x.sum(1)).all()
+
+
+@pytest.mark.parametrize("name", MINIMUM_NORM)
+def test_a_wrong_image_comes_back_as_it_is(name):
+    logits_fn, _, _, x, y = affine()
+    wrong = ((y + 1) % 4).astype(np.int32)
+    np.testing.assert_array_equal(MINIMUM_NORM[name](logits_fn, x, wrong, key=KEY), x)
+    if name in TARGETED:
+        x_adv = MINIMUM_NORM[name](logits_fn, x, wrong, key=KEY, target=y)
+        np.testing.assert_array_equal(x_adv, x)
+
+
+@pytest.mark.parametrize("name", TARGETED)
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": np.full(8, 4, np.int32)}, "target must hold labels in 0..3"),
+        ({"target": np.zeros(3, np.int32)}, "target must have one label for each"),
+        ({"box": (1.0, 0.0)}, "box must be a pair"),
+        ({"box": (0.0, 0.5)}, "x must lie in the box"),
+    ],
+)  # fmt: skip
+def test_wrong_targets_and_boxes_are_refused(name, change, message):
+    logits_fn, _, _, x, y = affine()
+    with pytest.raises(ValueError, match=message):
+        MINIMUM_NORM[name](logits_fn, x, y, key=KEY, **change)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 1000])
+@pytest.mark.parametrize("name", COMMON)
+def test_any_number_of_classes(name, classes):
+    rng = np.random.default_rng(classes)
+    kernel = jnp.asarray(rng.normal(size=(6, classes)), jnp.float32)
+
+    def logits_fn(x):
+        return x @ kernel
+
+    x = rng.uniform(0.3, 0.7, size=(2, 6)).astype(np.float32)
+    y = np.asarray(logits_fn(x)).argmax(1).astype(np.int32)
+    x_adv = np.asarray(COMMON[name](logits_fn, x, y, key=KEY, ball=jr.Ball("linf", 0.3)))
+    assert np.isfinite(x_adv).all()
+    margin = jax.vmap(jr.losses.margin)
+    assert (np.asarray(margin(logits_fn(x_adv), y)) > np.asarray(margin(logits_fn(x), y))).all()
