@@ -79,7 +79,6 @@ CPU = {
     "mnist stn 0.2": Recipe("mnist", "stability", 6, sigma=0.2),
     "mnist stn 0.4": Recipe("mnist", "stability", 6, sigma=0.4),
     "mnist stn 0.6": Recipe("mnist", "stability", 6, sigma=0.6),
-    "mnist gaussian 0.4": Recipe("mnist", "gaussian", 6, sigma=0.4),
     "cifar10 natural": Recipe("cifar10", "natural", 10, model="small_cnn"),
     "cifar10 madry linf": Recipe("cifar10", "madry", 12, "linf", eps=8 / 255, model="small_cnn"),
     "cifar10 madry l2": Recipe("cifar10", "madry", 12, "l2", eps=0.5, model="small_cnn"),
@@ -119,7 +118,8 @@ class Sizes:
         headline: Images in an entry with error bars.
         seeds: Seeds of the attack in such an entry.
         variants: Images in the other entries at l2 1.5.
-        sweep: Images in a curve over eps, or over steps.
+        sweep: MNIST images in a curve over eps, or over steps.
+        cifar10: CIFAR-10 images in a curve.
         certified: Images in a certificate.
         draws: Noise draws an image of the stronger certificate.
         chosen: Held-out images on which an attack's settings are chosen.
@@ -130,6 +130,7 @@ class Sizes:
     seeds: int
     variants: int
     sweep: int
+    cifar10: int
     certified: int
     draws: int
     chosen: int
@@ -137,9 +138,9 @@ class Sizes:
 
 
 SIZES = {
-    "paper": Sizes(1000, 3, 1000, 500, 500, 10_000, 500, 500),
-    "cpu": Sizes(1000, 3, 300, 150, 150, 2000, 200, 100),
-    "smoke": Sizes(32, 2, 16, 16, 8, 200, 16, 16),
+    "paper": Sizes(1000, 3, 1000, 500, 500, 500, 10_000, 500, 500),
+    "cpu": Sizes(1000, 3, 1000, 500, 200, 250, 2000, 200, 100),
+    "smoke": Sizes(32, 2, 16, 16, 16, 8, 200, 16, 16),
 }
-"""By preset. paper: full size; cpu: scaled down to two CPU cores; smoke: only shows
-that the code runs, and takes networks whose training is not finished."""
+"""By preset. paper: full size; cpu: MNIST's attacks in full, certificates and CIFAR-10 scaled down to
+two CPU cores; smoke: only shows that the code runs, and takes networks that are half trained."""

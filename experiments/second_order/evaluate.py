@@ -32,7 +32,6 @@ CIFAR = {
     "linf": [i / 255 for i in (1, 2, 4, 6, 8, 12, 16, 20)],
 }
 MADRY, NATURAL = "mnist madry linf", "mnist natural"
-SIGMAS = (0.05, 0.1, 0.2, 0.4)
 
 so = functools.partial(Search, "smoothed", draws=10, num_steps=20)
 
@@ -161,7 +160,7 @@ def measurements(sizes: Sizes, place: Place) -> Iterator[Measurement]:
                 search = _eot(search)
             at = {"search": search, "norm": norm, "radii": radii}
             name = f"figure 3 {norm} {kind}"
-            yield Measurement(name, f"cifar10 {kind}", sizes.sweep, _attack, at)
+            yield Measurement(name, f"cifar10 {kind}", sizes.cifar10, _attack, at)
 
 
 def variants(pgd: Search, second: Search) -> dict[str, Search]:
@@ -174,11 +173,8 @@ def variants(pgd: Search, second: Search) -> dict[str, Search]:
             pgd, random_start=not pgd.random_start
         ),
         "PGD, margin": change(pgd, loss="margin"),
-        "PGD, step 0.5 eps": change(pgd, step=0.5),
         "S-O, shared noise": change(second, gradient="shared"),
-        "S-O, 2.5 eps per steps": change(second, step=None),
         "S-O, margin": change(second, loss="margin"),
-        **{f"S-O, sigma {s:g}": change(second, sigma=s) for s in SIGMAS if s != second.sigma},
         "S-O, one shared draw": Search("shared", second.sigma, 1, 200, second.step),
         "S-O, as released": Search("shared", second.sigma, 1, 20, loss="margin"),
         "one fresh perturbation": Search("perturbed", second.sigma, 1, 200, second.step),

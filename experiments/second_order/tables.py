@@ -18,6 +18,7 @@ def tables(folder: Path) -> dict[str, str]:
     """Markdown tables by name; rows appear as their measurements do."""
     found = read(folder)
     return {
+        "choices": _choices(read(folder.parent / "held-out")),
         "table 2": _table_2(found),
         "honest": _honest(found),
         "curves": _curves(found),
@@ -33,6 +34,21 @@ def fill(readme: Path, folder: Path) -> None:
         mark = f"(<!-- {name} -->\n).*?(<!-- end -->)"
         text = re.sub(mark, lambda at, table=table: f"{at[1]}{table}{at[2]}", text, flags=re.DOTALL)
     readme.write_text(text)
+
+
+def _choices(found: dict[str, Any]) -> str:
+    """What was tried on held-out images; the best in bold."""
+    rows = []
+    for name, content in found.items():
+        best = content["found"]["best"]
+        for one in content["found"]["tried"]:
+            search = one["search"]
+            names = ("sigma", "step", "random_start")
+            said = ", ".join(f"{n} {search[n]:g}" for n in names if search[n] or n == "step")
+            accuracy = f"{100 * list(one['accuracy'].values())[-1]:.1f}"
+            shown = f"**{accuracy}**" if search == best else accuracy
+            rows.append(f"| {name.removeprefix('choice ')} | {said} | {shown} |")
+    return _table(["attack", "steps in eps", "accuracy, %"], rows)
 
 
 def _table_2(found: dict[str, Any]) -> str:
