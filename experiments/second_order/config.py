@@ -142,5 +142,5 @@ SIZES = {
     "cpu": Sizes(1000, 3, 1000, 500, 200, 250, 2000, 200, 100),
     "smoke": Sizes(32, 2, 16, 16, 16, 8, 200, 16, 16),
 }
-"""By preset. paper: full size; cpu: MNIST's attacks in full, certificates and CIFAR-10 scaled down to
-two CPU cores; smoke: only shows that the code runs, and takes networks that are half trained."""
+"""By preset. paper: full size; cpu: MNIST's attacks in full, certificates and CIFAR-10 scaled down
+to two CPU cores; smoke: only shows that the code runs, and takes networks that are half trained."""
