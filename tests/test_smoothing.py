@@ -506,6 +506,16 @@ def test_evaluate_resumes_a_smoothed_certificate(tmp_path, monkeypatch):
     assert resumed.certificates["vote"].alpha == 0.001
 
 
+def test_evaluate_refuses_a_claim_that_changes_between_batches():
+    sigmas = iter((SIGMA, 2 * SIGMA))
+
+    def bound(logits_fn, x, *, key, box):
+        return smoothing(logits_fn, x, key=key, box=box, sigma=next(sigmas), n=1000)
+
+    with pytest.raises(ValueError, match="must make one claim"):
+        evaluated({"vote": on_model(bound, linear)}, batch_size=1)
+
+
 def test_evaluate_refuses_a_threat_that_is_not_l2():
     with pytest.raises(ValueError, match=r"must speak of linf 0\.1"):
         evaluated(ball=jr.Ball("linf", 0.1))

@@ -297,7 +297,7 @@ class _Bench:
 
         out = self._stage(f"certificate {name}", np.arange(len(self.y)), compute)
         seconds = float(out.pop("seconds"))
-        claim = {k: v[0].item() for k, v in out.items() if k.startswith("claim ")}
+        claim = {k: _same(name, k, v) for k, v in out.items() if k.startswith("claim ")}
         columns = {k: v for k, v in out.items() if k not in claim}
         record = {k.removeprefix("claim "): v for k, v in claim.items()}
         return columns, CertificateRecord(seconds, norm=self.ball.norm, eps=radius, **record)
@@ -346,6 +346,15 @@ def _columns(
         **{f"{which}_radius/{name}": radius for which, radius in bound.radii.items()},
     }
     return columns, claim | {"alpha": bound.alpha, "n": bound.n, "sigma": bound.sigma}
+
+
+def _same(name: str, what: str, values: np.ndarray) -> Any:
+    """The one value that all batches give, or an error: a report makes one claim."""
+    if len(found := np.unique(values)) > 1:
+        raise ValueError(
+            f"certificate {name!r} must make one {what} for all images; got {found.tolist()[:5]}"
+        )
+    return values[0].item()
 
 
 @jax.jit
