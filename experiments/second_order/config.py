@@ -79,6 +79,7 @@ CPU = {
     "mnist stn 0.2": Recipe("mnist", "stability", 6, sigma=0.2),
     "mnist stn 0.4": Recipe("mnist", "stability", 6, sigma=0.4),
     "mnist stn 0.6": Recipe("mnist", "stability", 6, sigma=0.6),
+    "mnist gaussian 0.4": Recipe("mnist", "gaussian", 6, sigma=0.4),
     "cifar10 natural": Recipe("cifar10", "natural", 10, model="small_cnn"),
     "cifar10 madry linf": Recipe("cifar10", "madry", 12, "linf", eps=8 / 255, model="small_cnn"),
     "cifar10 madry l2": Recipe("cifar10", "madry", 12, "l2", eps=0.5, model="small_cnn"),

@@ -96,9 +96,9 @@ def smoothed_radius(
         f"closer in l2 than the radius (bound: {bound}). For each image by itself this is wrong "
         f"with probability {failure} {alpha:g} over the noise drawn ({n} samples, "
         f"{INTERVALS[interval]}). It speaks of the true majority vote: not of finitely many votes, "
-        f"nor of the classifier without noise; and it takes the noise for exactly Gaussian, as if "
-        f"images and draws were not rounded to floats. If all {n} samples agree the radius is {most:.3g}; "
-        f"below n = {least_n} nothing can be certified"
+        "nor of the classifier without noise; and it takes the noise for exactly Gaussian, as if "
+        f"images and draws were not rounded to floats. If all {n} samples agree the radius is "
+        f"{most:.3g}; below n = {least_n} nothing can be certified"
     )
     if lipschitz != 1:
         proof += f"; noise is added to a function whose l2 Lipschitz constant is {lipschitz:g}"
