@@ -37,7 +37,7 @@ MINIMUM_NORM = {
     "deepfool": jr.attacks.deepfool,
     "fab": functools.partial(jr.attacks.fab, num_steps=20),
     "fab_targeted": functools.partial(jr.attacks.fab_targeted, num_steps=20, num_targets=3),
-    "fmn": jr.attacks.fmn,
+    "fmn": functools.partial(jr.attacks.fmn, num_steps=30),
 }
 """Every minimum-norm attack, `attack(logits_fn, x, y, *, key, box, target, ...)`."""
 

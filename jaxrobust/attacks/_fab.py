@@ -16,6 +16,7 @@ from jaxrobust.gradients import Gradient
 from jaxrobust.threat import NORMS, UNIT_BOX, Box
 from jaxrobust.types import Images, Keys, Labels, LogitsFn, logits_of
 
+
 def fab(
     logits_fn: LogitsFn,
     x: Images,

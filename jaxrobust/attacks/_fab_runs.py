@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrobust import gradients, losses
-from jaxrobust.attacks._hyperplane import shortest_step
+from jaxrobust.attacks._projections import shortest_step
 from jaxrobust.gradients import Gradient
 from jaxrobust.losses import Loss
 from jaxrobust.threat import Box
@@ -123,10 +123,10 @@ def final_search(goal: Goal, x: Array, key: Array, best: Best, rule: Rule) -> Ar
         middle = jnp.clip(near + share * (far - near), *rule.box)
         outputs = goal.model(middle, judge)
         hit = _reached(goal, outputs)
-        met = (middle, logits_of(outputs))
-        near, near_logits = (jnp.where(hit, *pair) for pair in zip((near, near_logits), met))
-        far, far_logits = (jnp.where(hit, *pair) for pair in zip(met, (far, far_logits)))
-        return (near, far, near_logits, far_logits), None
+        logits = logits_of(outputs)
+        inward = (near, middle, near_logits, logits)
+        outward = (middle, far, logits, far_logits)
+        return jax.tree.map(lambda a, b: jnp.where(hit, a, b), inward, outward), None
 
     last = logits_of(goal.model(best.x_adv, judge))
     return jax.lax.scan(halve, (x, best.x_adv, first, last), None, length=3)[0][1]

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxrobust import checks, gradients, losses
 from jaxrobust.attacks._lift import lift_free, loss_of
+from jaxrobust.attacks._projections import within_l2
 from jaxrobust.gradients import Gradient
 from jaxrobust.threat import NORMS, UNIT_BOX, Ball, Box
 from jaxrobust.threat import norm as threat_norm
@@ -53,10 +54,10 @@ def fmn(
     a factor `1 - gamma` at each success, and grows by `1 + gamma` at each failure. Step size and
     gamma fall as half a cosine, to 1 % of the first and to 0.001. Starts from the clean image.
 
-    Deviations from the authors' code: linf and l1 steps are projected exactly onto the part of the
-    ball that lies in the box (theirs: onto the ball, then the box); and before a first success the
-    radius also is a factor `1 + gamma` too large, since just the linearised distance ends in a tie
-    on affine classifiers. Peak memory: batch x dims.
+    Deviations from the authors' code: a step is projected exactly onto the part of the ball that
+    lies in the box (theirs: onto the ball, then the box, where long l2 steps can get stuck); and
+    before a first success the radius is a factor `1 + gamma` larger, since just the linearised
+    distance ends in a tie on affine classifiers. Peak memory: batch x dims.
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
@@ -127,7 +128,11 @@ def _search(
         length = threat_norm(slope, "l2")
         stride = step_size * (STEP_END + (1 - STEP_END) * cosine)
         there = here + stride * slope / jnp.where(length > 0, length, 1.0)
-        there = Ball(norm, eps, box).project(x, there)
+        there = (
+            within_l2(x, there, eps, box)
+            if norm == "l2"
+            else Ball(norm, eps, box).project(x, there)
+        )
         there = jnp.where(jnp.all(jnp.isfinite(there)), there, here)
         return _State(there, eps, best, distance), None
 

@@ -1,4 +1,4 @@
-"""The nearest point of a half space within the box, in three norms, from sorted breakpoints."""
+"""Projections onto what a half space, or an l2 ball, and the box share, from sorted breakpoints."""
 
 from __future__ import annotations
 
@@ -53,6 +53,33 @@ def shortest_step(
         limit = jnp.where(square > 0, room / jnp.where(square > 0, weight, 1.0), 0.0)
         size = jnp.minimum(_level(square, limit, rise) * weight, room)
     return jnp.sign(w) * size.reshape(w.shape)
+
+
+def within_l2(
+    x: Float[Array, "*d"], z: Float[Array, "*d"], eps: Float[Array, ""], box: Box
+) -> Float[Array, "*d"]:
+    """Nearest point to z of the box and of the l2 ball around x, a point of the box.
+
+    It is `clip(x + s (z - x))` for the largest s of at most 1 that stays in the ball, and the
+    squared distance is `sum (z - x)^2 min(s^2, (room / |z - x|)^2)`.
+
+    Args:
+        x: Centre.
+        z: What is projected.
+        eps: Radius.
+        box: Legal values.
+
+    >>> within_l2(jnp.array([0.5, 0.9]), jnp.array([0.9, 1.2]), jnp.array(0.26), Box()).round(2)
+    Array([0.74, 1.  ], dtype=float32)
+    """
+    away = (z - x).ravel()
+    largest = jnp.max(jnp.abs(away))
+    scale = jnp.where(largest > 0, largest, 1.0)
+    square = (away / scale) ** 2
+    room = jnp.maximum(jnp.where(z > x, box.high - x, x - box.low).ravel(), 0.0) / scale
+    limit = jnp.where(square > 0, room**2 / jnp.where(square > 0, square, 1.0), 0.0)
+    shrunk = jnp.sqrt(jnp.clip(_level(square, limit, (eps / scale) ** 2), 0.0, 1.0))
+    return jnp.clip(x + shrunk * (z - x), *box)
 
 
 def _level(weight: Array, limit: Array, rise: Array) -> Array:
