@@ -35,6 +35,9 @@ ATTACKS = {
 
 MINIMUM_NORM = {
     "deepfool": jr.attacks.deepfool,
+    "fab": functools.partial(jr.attacks.fab, num_steps=20),
+    "fab_targeted": functools.partial(jr.attacks.fab_targeted, num_steps=20, num_targets=3),
+    "fmn": functools.partial(jr.attacks.fmn, num_steps=30),
 }
 """Every minimum-norm attack, `attack(logits_fn, x, y, *, key, box, target, ...)`."""
 
@@ -47,7 +50,7 @@ COMMON = ATTACKS | {name: jr.attacks.against(attack) for name, attack in MINIMUM
 SPEAKS_OF = {"deepfool": ("linf", "l2")}
 """Norms of an attack that does not know them all."""
 
-DETERMINISTIC = {"fgsm", "bim", "deepfool"}
+DETERMINISTIC = {"fgsm", "bim", "deepfool", "fab", "fab_targeted", "fmn"}
 """Attacks that draw nothing."""
 
 CERTIFICATES = {

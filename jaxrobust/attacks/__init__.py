@@ -2,6 +2,8 @@
 
 from jaxrobust.attacks._compose import at_eps, first_success, on_alive, salted, transfer
 from jaxrobust.attacks._deepfool import deepfool
+from jaxrobust.attacks._fab import fab, fab_targeted
+from jaxrobust.attacks._fmn import fmn
 from jaxrobust.attacks._gradient import Trace, bim, fgsm, pgd, pgd_trace
 from jaxrobust.attacks._minimum_norm import EveryTarget, against, every_target
 from jaxrobust.attacks._second_order import second_order
@@ -14,8 +16,11 @@ __all__ = [
     "bim",
     "deepfool",
     "every_target",
+    "fab",
+    "fab_targeted",
     "fgsm",
     "first_success",
+    "fmn",
     "on_alive",
     "pgd",
     "pgd_trace",

@@ -17,7 +17,7 @@ from jaxrobust.threat import norm as threat_norm
 from jaxrobust.types import Images, Keys, Labels, LogitsFn, logits_of
 
 EXTRA = 1e-4
-"""Added to the gap that a step closes, as in the authors' code, so that boundaries are crossed."""
+"""Added to the gap that a step closes, so that boundaries are crossed."""
 
 DUAL = {"l2": "l2", "linf": "l1"}
 """Norm of a gradient that says how far away a boundary is."""
@@ -44,8 +44,9 @@ def deepfool(
     """DeepFool: minimum-norm attack by steps to the nearest linearised boundary.
 
     Deviations from the authors' code, which knows no box: the sum of all steps is clipped to it
-    (on an affine classifier that converges to the nearest point of boundary and box). Memory: one
-    Jacobian of `num_candidates` rows an image.
+    (with two affine classes that converges to the nearest point of boundary and box), and the 1e-4
+    that keeps steps from ending in a tie is added to the gap of two logits (theirs: to the step's
+    length). Peak memory: batch x `num_candidates` x dims.
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
