@@ -44,7 +44,7 @@ def test_nearest_boundary_of_an_affine_classifier(norm, classes):
 
 @pytest.mark.parametrize("norm", DUAL)
 def test_pixels_at_the_edge_are_made_up_for_by_the_others(norm):
-    """Two classes: the sum of steps, clipped, tends to the nearest point within the box."""
+    """Two classes: one step, to the nearest point within the box."""
     with jax.enable_x64(True):
         w = np.array([4.0, 3.0, -1.0, 0.5, 0.0])
         x = np.array([[0.95, 0.4, 0.3, 0.5, 0.5], [1.0, 0.5, 0.7, 0.2, 0.1]])

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxrobust import checks, gradients, losses
 from jaxrobust.attacks._lift import lift_free
+from jaxrobust.attacks._projections import shortest_step
 from jaxrobust.loops import at_most
 from jaxrobust.threat import UNIT_BOX, Box
 from jaxrobust.threat import norm as threat_norm
@@ -18,9 +19,6 @@ from jaxrobust.types import Images, Keys, Labels, LogitsFn, logits_of
 
 EXTRA = 1e-4
 """Added to the gap that a step closes, so that boundaries are crossed."""
-
-DUAL = {"l2": "l2", "linf": "l1"}
-"""Norm of a gradient that says how far away a boundary is."""
 
 
 class _State(NamedTuple):
@@ -43,10 +41,11 @@ def deepfool(
 ) -> Float[Array, "batch *dims"]:
     """DeepFool: minimum-norm attack by steps to the nearest linearised boundary.
 
-    Deviations from the authors' code, which knows no box: the sum of all steps is clipped to it
-    (with two affine classes that converges to the nearest point of boundary and box), and the 1e-4
-    that keeps steps from ending in a tie is added to the gap of two logits (theirs: to the step's
-    length). Peak memory: batch x `num_candidates` x dims.
+    Deviations from the authors' code, which knows no box: a step is the shortest within the box,
+    and the nearest boundary is the one that such a step reaches first (on an affine classifier the
+    first step is exact); the overshot sum of steps is clipped. The 1e-4 that keeps steps from
+    ending in a tie is added to the gap of two logits (theirs: to the step's length). Peak memory:
+    batch x `num_candidates` x dims.
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
@@ -101,14 +100,17 @@ def _search(
     def step(t: Array, state: _State) -> _State:
         now = jax.random.fold_in(key, t)
         values, pullback = gradients.vjp(logits, state.x_adv, now)
-        slopes = jax.vmap(pullback)(pairs)
-        gaps = jnp.abs(values[wanted] - values[y])
-        lengths = jax.vmap(lambda w: threat_norm(w, DUAL[norm]))(slopes)
-        safe = jnp.where(lengths > 0, lengths, 1.0)
-        nearest = jnp.argmin(jnp.where(lengths > 0, gaps / safe, jnp.inf))
-        w = slopes[nearest]
-        direction = w / safe[nearest] if norm == "l2" else jnp.sign(w)
-        moved = state.moved + (gaps[nearest] + EXTRA) / safe[nearest] * direction
+        gaps = jnp.abs(values[wanted] - values[y]) + EXTRA
+        here = state.x_adv
+
+        def towards(slope: Array, gap: Array) -> tuple[Array, Array]:
+            """The step, and its length: infinite where no step in the box gets there."""
+            move = shortest_step(here, slope, gap, box, norm)
+            there = jnp.sum(slope * move) >= 0.999 * gap
+            return move, jnp.where(there, threat_norm(move, norm), jnp.inf)
+
+        moves, lengths = jax.vmap(towards)(jax.vmap(pullback)(pairs), gaps)
+        moved = state.moved + moves[jnp.argmin(lengths)]
         x_adv = jnp.clip(x + (1 + overshoot) * moved, *box)
         return _State(moved, x_adv, away(model(x_adv, now)))
 
