@@ -43,10 +43,10 @@ MINIMUM_NORM = {
     ),
     "carlini_wagner_l2": functools.partial(
         jr.attacks.carlini_wagner_l2,
-        num_steps=60,
-        num_searches=4,
+        num_steps=100,
+        num_searches=5,
         learning_rate=0.05,
-        initial_c=0.1,
+        initial_c=0.01,
     ),
     "carlini_wagner_linf": functools.partial(
         jr.attacks.carlini_wagner_linf, num_steps=60, learning_rate=0.02, initial_c=0.1

@@ -105,7 +105,7 @@ def carlini_wagner_l2(
         initial_c: First c, at most 1e10.
         kappa: Confidence: by how much the wanted logit must exceed all others.
         abort_early: End a search when the objective has not fallen by 1 part in 10 000 over a tenth
-            of the steps.
+            of the steps. Where that tenth is short, Adam's first overshoot may look like an end.
         gradient: Gradient estimator.
 
     Returns:

@@ -91,7 +91,7 @@ def every_target(attack: MinimumNorm) -> Callable[..., EveryTarget]:
     References: Carlini and Wagner 2017, sec. VI (paper 001).
 
     >>> from jaxrobust.attacks import carlini_wagner_l2
-    >>> attack = functools.partial(carlini_wagner_l2, num_steps=100, num_searches=3, initial_c=0.1)
+    >>> attack = functools.partial(carlini_wagner_l2, num_steps=100, num_searches=5, initial_c=0.1)
     >>> x = jnp.array([[0.6, 0.2, 0.4]])
     >>> found = every_target(attack)(lambda x: 2 * x, x, jnp.array([0]), key=jax.random.key(0))
     >>> found.target, found.success
