@@ -34,6 +34,23 @@ ATTACKS = {
 """Every attack within a ball."""
 
 MINIMUM_NORM = {
+    "carlini_wagner_l0": functools.partial(
+        jr.attacks.carlini_wagner_l0,
+        num_steps=40,
+        learning_rate=0.05,
+        initial_c=1.0,
+        largest_c=30.0,
+    ),
+    "carlini_wagner_l2": functools.partial(
+        jr.attacks.carlini_wagner_l2,
+        num_steps=100,
+        num_searches=5,
+        learning_rate=0.05,
+        initial_c=0.01,
+    ),
+    "carlini_wagner_linf": functools.partial(
+        jr.attacks.carlini_wagner_linf, num_steps=60, learning_rate=0.02, initial_c=0.1
+    ),
     "deepfool": jr.attacks.deepfool,
     "fab": functools.partial(jr.attacks.fab, num_steps=20),
     "fab_targeted": functools.partial(jr.attacks.fab_targeted, num_steps=20, num_targets=3),
@@ -47,10 +64,15 @@ TARGETED = [k for k, f in MINIMUM_NORM.items() if "target" in inspect.signature(
 COMMON = ATTACKS | {name: jr.attacks.against(attack) for name, attack in MINIMUM_NORM.items()}
 """Every attack, in the common form."""
 
-SPEAKS_OF = {"deepfool": ("linf", "l2")}
+SPEAKS_OF = {
+    "carlini_wagner_l0": (),
+    "carlini_wagner_l2": ("l2",),
+    "carlini_wagner_linf": ("linf",),
+    "deepfool": ("linf", "l2"),
+}
 """Norms of an attack that does not know them all."""
 
-DETERMINISTIC = {"fgsm", "bim", "deepfool", "fab", "fab_targeted", "fmn"}
+DETERMINISTIC = {"fgsm", "bim"} | {k for k in MINIMUM_NORM if k != "boundary"}
 """Attacks that draw nothing."""
 
 CERTIFICATES = {
@@ -85,7 +107,7 @@ def cases(names):
     """
     found = []
     for number, name in enumerate(names):
-        norms = SPEAKS_OF.get(name, NORMS)
+        norms = SPEAKS_OF.get(name) or NORMS  # one of no lp norm is handed any ball
         found += (
             [(name, n) for n in norms] if name == "pgd" else [(name, norms[number % len(norms)])]
         )

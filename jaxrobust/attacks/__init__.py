@@ -1,5 +1,8 @@
 """Attacks: `attack(logits_fn, x, y, *, key, ball, ...) -> x_adv`, pure, compiled and batched."""
 
+from jaxrobust.attacks._carlini_wagner import carlini_wagner_l2
+from jaxrobust.attacks._carlini_wagner_l0 import carlini_wagner_l0
+from jaxrobust.attacks._carlini_wagner_linf import carlini_wagner_linf
 from jaxrobust.attacks._compose import at_eps, first_success, on_alive, salted, transfer
 from jaxrobust.attacks._deepfool import deepfool
 from jaxrobust.attacks._fab import fab, fab_targeted
@@ -14,6 +17,9 @@ __all__ = [
     "against",
     "at_eps",
     "bim",
+    "carlini_wagner_l0",
+    "carlini_wagner_l2",
+    "carlini_wagner_linf",
     "deepfool",
     "every_target",
     "fab",

@@ -90,13 +90,14 @@ def every_target(attack: MinimumNorm) -> Callable[..., EveryTarget]:
 
     References: Carlini and Wagner 2017, sec. VI (paper 001).
 
-    >>> def corner(logits_fn, x, y, *, key, box, target):  # a poor attack, for the shapes
-    ...     return jnp.eye(3)[target]
-    >>> logits_fn = lambda x: 2 * x
-    >>> found = every_target(corner)(logits_fn, jnp.array([[0.6, 0.2, 0.0]]), jnp.array([0]),
-    ...     key=jax.random.key(0))
-    >>> found.target, found.x_adv.shape
-    (Array([[1, 2]], dtype=int32), (1, 2, 3))
+    >>> from jaxrobust.attacks import carlini_wagner_l2
+    >>> attack = functools.partial(carlini_wagner_l2, num_steps=100, num_searches=5, initial_c=0.1)
+    >>> x = jnp.array([[0.6, 0.2, 0.4]])
+    >>> found = every_target(attack)(lambda x: 2 * x, x, jnp.array([0]), key=jax.random.key(0))
+    >>> found.target, found.success
+    (Array([[1, 2]], dtype=int32), Array([[ True,  True]], dtype=bool))
+    >>> jnp.linalg.norm(found.x_adv - x[:, None], axis=-1).round(2)  # 0.4 and 0.2 / sqrt(2)
+    Array([[0.28, 0.14]], dtype=float32)
     """
 
     def run(
