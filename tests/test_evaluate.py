@@ -235,7 +235,8 @@ def test_a_gradient_that_is_not_finite_is_reported_as_such(case):
         return logits_fn(x) + 0 * jnp.linalg.norm(x * 0, axis=-1, keepdims=True)
 
     report = run(masked, x, y, attacks={"pgd": PGD})
-    (finding,) = report.findings
+    finding, other = report.findings
+    assert other.name == "gradients not finite"
     assert finding.name == "attack failed: pgd"
     assert finding.value == report.attacks["pgd"].rows
     assert "gradient" in finding.meaning

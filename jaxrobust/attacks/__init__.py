@@ -1,6 +1,7 @@
 """Attacks: `attack(logits_fn, x, y, *, key, ball, ...) -> x_adv`, pure, compiled and batched."""
 
 from jaxrobust.attacks._apgd import apgd, apgd_targeted
+from jaxrobust.attacks._autoattack import autoattack, autoattack_members
 from jaxrobust.attacks._compose import at_eps, first_success, on_alive, salted, transfer
 from jaxrobust.attacks._deepfool import deepfool
 from jaxrobust.attacks._gradient import Trace, bim, fgsm, pgd, pgd_trace
@@ -15,6 +16,8 @@ __all__ = [
     "apgd",
     "apgd_targeted",
     "at_eps",
+    "autoattack",
+    "autoattack_members",
     "bim",
     "deepfool",
     "every_target",

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from jaxrobust import gradients, losses
 from jaxrobust.evaluation._report import reach
 from jaxrobust.threat import Ball
 from jaxrobust.types import (
@@ -35,6 +36,14 @@ class Clean(NamedTuple):
 
     prediction: Array  # -1 where they hold NaN or +inf
     like_probabilities: Array
+    changed: Array  # another draw of a randomised model predicts another class
+
+
+class Slopes(NamedTuple):
+    """Judgement of the gradients of the cross-entropy at clean rows."""
+
+    zero: Array
+    not_finite: Array
 
 
 class Judged(NamedTuple):
@@ -58,9 +67,32 @@ def clean_program(votes: int, devices: tuple[Any, ...]) -> Callable[..., Clean]:
         total = jnp.sum(logits, -1)
         alike = jnp.all(logits >= 0, -1) & (jnp.abs(total - 1) < 1e-3)
         predicted = _predict(logits_fn, votes, x, keys)
-        return Clean(predicted, alike)
+        changed = jnp.zeros_like(alike)
+        if isinstance(logits_fn, Randomized):
+            other = jax.vmap(jax.random.fold_in, (0, None))(keys, votes)  # no vote's key
+            redrawn = logits_of(jax.vmap(per_example(logits_fn))(x, other))
+            changed = predicted_class(redrawn) != predicted_class(logits)
+        return Clean(predicted, alike, changed)
 
     return _sharded(clean, devices)
+
+
+@functools.lru_cache(maxsize=64)
+def gradient_program(devices: tuple[Any, ...]) -> Callable[..., Slopes]:
+    """`(logits_fn, x, y, keys) -> Slopes`, rows sharded over the devices."""
+
+    def slopes(logits_fn: LogitsFn, x: Array, y: Array, keys: Array) -> Slopes:
+        model = per_example(logits_fn)
+
+        def one(x: Array, y: Array, key: Array) -> Array:
+            loss = lambda x, key: losses.cross_entropy(model(x, key), y)
+            value, pullback = gradients.vjp(loss, x, key)
+            return pullback(jnp.ones_like(value))
+
+        flat = jax.vmap(one)(x, y, keys).reshape(len(x), -1)
+        return Slopes(jnp.all(flat == 0, -1), ~jnp.all(jnp.isfinite(flat), -1))
+
+    return _sharded(slopes, devices)
 
 
 @functools.lru_cache(maxsize=64)
