@@ -118,7 +118,9 @@ def ascend(
         return Ball(ball.norm, ball.eps * factor[t].astype(x.dtype), ball.box)
 
     def fresh(image: Array, radius: Any) -> _State:
-        like = lambda value, dtype=x.dtype: jnp.full_like(x, value, dtype, shape=())
+        def like(value: Any, dtype: Any = x.dtype) -> Array:
+            return jnp.full_like(x, value, dtype, shape=())
+
         changed = jnp.count_nonzero(image - x).astype(x.dtype)
         support = changed if larger_eps else like(x.size)
         share = changed / x.size / 1.5 if larger_eps else like(0.2)
