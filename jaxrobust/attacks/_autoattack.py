@@ -55,7 +55,7 @@ def autoattack(
 
     >>> import jax, jax.numpy as jnp
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
-    >>> x_adv = autoattack(logits_fn, jnp.full((1, 2), 0.7), jnp.array([0]),
+    >>> x_adv = autoattack(logits_fn, jnp.full((1, 2), 0.4), jnp.array([0]),
     ...     key=jax.random.key(0), ball=Ball("linf", 0.25))
     >>> bool(x_adv.sum() < 0.5)
     True
