@@ -156,6 +156,19 @@ def norm(delta: Float[Array, "*d"], which: str) -> Float[Array, ""]:
     return jnp.sum(jnp.abs(flat))
 
 
+def num_pixels_changed(delta: Float[Array, "*d"]) -> Float[Array, ""]:
+    """The l0 distance of one example's perturbation.
+
+    Where an example has three dimensions or more, the last holds channels, and a pixel of several
+    counts once (as in paper 001, where Carlini and Wagner count).
+
+    >>> num_pixels_changed(jnp.zeros((2, 2, 3)).at[0, 0].set(1.0))
+    Array(1., dtype=float32)
+    """
+    changed = delta != 0
+    return jnp.sum(changed.any(-1) if delta.ndim >= 3 else changed, dtype=delta.dtype)
+
+
 def _shrink_to_sum(magnitude: Array, room: Array, total: float | Array) -> Array:
     """`clip(magnitude - t, 0, room)` for the smallest `t >= 0` whose sum is at most `total`.
 

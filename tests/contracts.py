@@ -24,11 +24,14 @@ ATTACKS = {
     "pgd, eot gradient": functools.partial(FEW, gradient=jr.gradients.eot(2)),
     "pgd, smoothed gradient": functools.partial(FEW, gradient=jr.gradients.smoothed(0.05, 3)),
     "pgd, hessian direction": functools.partial(FEW, gradient=jr.gradients.hessian_direction(2)),
+    "square": functools.partial(jr.attacks.square, num_queries=300),
     "second_order": functools.partial(
         jr.attacks.second_order, sigma=0.05, num_steps=10, num_samples=3
     ),
     "pgd_trace": lambda *args, **kwargs: jr.attacks.pgd_trace(*args, num_steps=20, **kwargs)[0],
     "first_success": jr.attacks.first_success({"fgsm": jr.attacks.fgsm, "pgd": FEW}, chunk=3),
+    "apgd": functools.partial(jr.attacks.apgd, num_steps=20),
+    "apgd_targeted": functools.partial(jr.attacks.apgd_targeted, num_steps=20, num_targets=2),
     "at_eps": jr.attacks.at_eps(FEW, 0.05),
 }
 """Every attack within a ball."""
@@ -69,6 +72,7 @@ SPEAKS_OF = {
     "carlini_wagner_l2": ("l2",),
     "carlini_wagner_linf": ("linf",),
     "deepfool": ("linf", "l2"),
+    "square": ("linf", "l2"),
 }
 """Norms of an attack that does not know them all."""
 

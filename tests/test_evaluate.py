@@ -139,6 +139,29 @@ def test_attacks_are_not_believed(case):
     np.testing.assert_array_equal(report.examples["success/far"][ran], fooled[ran])
 
 
+def test_minimum_norm_attacks_give_the_curve_and_their_distances():
+    """A margin that is a sum of pixels: an image of sum s breaks at |s - 2| / 4 in linf."""
+
+    def model(x):
+        return jnp.stack([x.sum((1, 2)), 4 - x.sum((1, 2))], -1)
+
+    x = np.array([0.55, 0.6, 0.7, 0.45], np.float32)[:, None, None] * np.ones((1, 2, 2), np.float32)
+    y = np.array([0, 0, 0, 0])  # the last is wrong
+    attacks = {"deepfool": jr.attacks.against(jr.attacks.deepfool)}
+    report = run(model, x, y, attacks=attacks, ball=jr.Ball("linf", 0.07))
+    assert report.findings == []  # of images outside the ball: that is their trade
+    assert report.examples["robust"].tolist() == [False, True, True, False]
+    np.testing.assert_array_equal(
+        report.accuracy_at(np.array([0.0, 0.07, 0.15, 0.25])), [0.75, 0.5, 0.25, 0.0]
+    )
+    linf = report.examples["linf/deepfool"]
+    np.testing.assert_allclose(linf[:3], [0.051, 0.102, 0.204], atol=1e-4)
+    np.testing.assert_allclose(report.examples["l2/deepfool"][:3], 2 * linf[:3], rtol=1e-5)
+    assert report.examples["l0/deepfool"][:3].tolist() == [4, 4, 4]
+    assert np.isnan(linf[3])
+    assert report.attacks["deepfool"].median["linf"] == pytest.approx(linf[1])
+
+
 def test_curve_over_eps_from_recorded_distances(case):
     logits_fn, _, x, y = case
     radii = (0.02, 0.05, 0.1, 0.15)
@@ -235,7 +258,8 @@ def test_a_gradient_that_is_not_finite_is_reported_as_such(case):
         return logits_fn(x) + 0 * jnp.linalg.norm(x * 0, axis=-1, keepdims=True)
 
     report = run(masked, x, y, attacks={"pgd": PGD})
-    (finding,) = report.findings
+    finding, other = report.findings
+    assert other.name == "gradients not finite"
     assert finding.name == "attack failed: pgd"
     assert finding.value == report.attacks["pgd"].rows
     assert "gradient" in finding.meaning

@@ -65,7 +65,9 @@ def a_report(
         after[name] = float((correct & (broken_by == "")).mean())
         alone[name] = after[name] + 0.011 * (k + 1)
         intervals |= {f"after {name}": (0.31, 0.32 + 0.1 * k), f"under {name}": (0.33, 0.44)}
-        records[name] = AttackRecord(1.5 + k, n - 2 * k, 2, 10 if k else None, 11 if k else None, k)
+        median = {"l0": 12.0, "l2": 0.345678, "linf": 0.1} if k else {}
+        spent = 10 if k else None
+        records[name] = AttackRecord(1.5 + k, n - 2 * k, 2, spent, spent, k, median)
     claims = {
         name: CertificateRecord(0.5, name, f"{name} holds because it relaxes.", norm, eps)
         for name in certificates

@@ -154,3 +154,12 @@ def test_rounding_never_leaves_an_odd_box(norm):
     for points in (stepped, projected):
         assert np.asarray(points).min() >= low
         assert np.asarray(points).max() <= high
+
+
+def test_pixels_changed_count_colours_once():
+    delta = np.zeros((2, 3, 3), np.float32)
+    delta[0, 1] = 0.1, 0.0, -0.2
+    delta[1, 2, 0] = 1e-6
+    assert int(jr.threat.num_pixels_changed(jnp.asarray(delta))) == 2
+    assert int(jr.threat.num_pixels_changed(jnp.asarray(delta[..., 0]))) == 2
+    assert int(jr.threat.num_pixels_changed(jnp.asarray(delta.ravel()))) == 3

@@ -1,5 +1,7 @@
 """Attacks: `attack(logits_fn, x, y, *, key, ball, ...) -> x_adv`, pure, compiled and batched."""
 
+from jaxrobust.attacks._apgd import apgd, apgd_targeted
+from jaxrobust.attacks._autoattack import autoattack, autoattack_members
 from jaxrobust.attacks._carlini_wagner import carlini_wagner_l2
 from jaxrobust.attacks._carlini_wagner_l0 import carlini_wagner_l0
 from jaxrobust.attacks._carlini_wagner_linf import carlini_wagner_linf
@@ -8,14 +10,19 @@ from jaxrobust.attacks._deepfool import deepfool
 from jaxrobust.attacks._fab import fab, fab_targeted
 from jaxrobust.attacks._fmn import fmn
 from jaxrobust.attacks._gradient import Trace, bim, fgsm, pgd, pgd_trace
-from jaxrobust.attacks._minimum_norm import EveryTarget, against, every_target
+from jaxrobust.attacks._minimum_norm import EveryTarget, against, every_target, is_minimum_norm
 from jaxrobust.attacks._second_order import second_order
+from jaxrobust.attacks._square import square
 
 __all__ = [
     "EveryTarget",
     "Trace",
     "against",
+    "apgd",
+    "apgd_targeted",
     "at_eps",
+    "autoattack",
+    "autoattack_members",
     "bim",
     "carlini_wagner_l0",
     "carlini_wagner_l2",
@@ -27,10 +34,12 @@ __all__ = [
     "fgsm",
     "first_success",
     "fmn",
+    "is_minimum_norm",
     "on_alive",
     "pgd",
     "pgd_trace",
     "salted",
     "second_order",
+    "square",
     "transfer",
 ]

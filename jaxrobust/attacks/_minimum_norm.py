@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -47,17 +48,30 @@ def against(attack: MinimumNorm) -> Attack:
     ...     ball=Ball("linf", 0.25)).round(2)
     Array([[0.24, 0.24]], dtype=float32)
     """
-    has_choice = "norm" in inspect.signature(attack).parameters
-    return Partial(functools.partial(_against, has_choice), as_partial(attack))
+    return Partial(_Against("norm" in inspect.signature(attack).parameters), as_partial(attack))
 
 
-def _against(
-    has_choice: bool, attack: MinimumNorm, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any,
-    ball: Ball,
-) -> Array:  # fmt: skip
-    check_ball(ball, len(x) if hasattr(x, "shape") else None)
-    norm = {"norm": ball.norm} if has_choice else {}
-    return attack(logits_fn, x, y, key=key, box=ball.box, **norm)
+def is_minimum_norm(attack: Any) -> bool:
+    """Whether an attack came from `against`, so that what it returns may lie outside the ball.
+
+    >>> is_minimum_norm(against(print)), is_minimum_norm(print)
+    (True, False)
+    """
+    return isinstance(attack, Partial) and isinstance(attack.func, _Against)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Against:
+    """The common form; equal objects, so that nothing is retraced."""
+
+    takes_norm: bool
+
+    def __call__(
+        self, attack: MinimumNorm, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Ball
+    ) -> Array:
+        check_ball(ball, len(x) if hasattr(x, "shape") else None)
+        norm = {"norm": ball.norm} if self.takes_norm else {}
+        return attack(logits_fn, x, y, key=key, box=ball.box, **norm)
 
 
 class EveryTarget(NamedTuple):

@@ -6,6 +6,9 @@ import numpy as np
 
 from jaxrobust.types import Finding
 
+CHANCE = 0.002
+"""Share of examples that a random search may break after others by chance (AutoAttack's)."""
+
 
 def _first(rows: np.ndarray) -> list[int]:
     return [int(row) for row in np.flatnonzero(rows)[:10]]
@@ -40,6 +43,71 @@ def not_finite(prediction: np.ndarray) -> list[Finding]:
     ]  # fmt: skip
 
 
+def random_predictions(changed: np.ndarray) -> list[Finding]:
+    """Two keys give a randomised model's clean images different classes."""
+    if not changed.any():
+        return []
+    return [
+        Finding(
+            "random predictions", float(changed.mean()), 0.0, _first(changed),
+            "The model draws at random, and this share of clean images changes class from one draw "
+            "to the next. An attack that follows single draws looks weaker than it is, and a "
+            "single vote calls right and broken what is chance.",
+            "Average gradients over draws (gradients.eot, or autoattack_members('rand')), and give "
+            "more votes.",
+        )
+    ]  # fmt: skip
+
+
+def zero_gradients(zero: np.ndarray) -> list[Finding]:
+    """The cross-entropy has no gradient on clean images."""
+    if not zero.any():
+        return []
+    return [
+        Finding(
+            "zero gradients", float(zero.mean()), 0.0, _first(zero),
+            "On this share of the first batch's clean images the gradient of the cross-entropy is "
+            "exactly zero. Attacks that follow it do not move there: that these examples stand "
+            "says nothing about robustness.",
+            "Attack with losses.margin or losses.dlr, divide the logits by a constant if they are "
+            "large, put gradients.bpda in front of what has no derivative, or use an attack "
+            "without gradients.",
+        )
+    ]  # fmt: skip
+
+
+def broken_gradients(broken: np.ndarray) -> list[Finding]:
+    """The gradient of the cross-entropy is not finite on clean images."""
+    if not broken.any():
+        return []
+    return [
+        Finding(
+            "gradients not finite", float(broken.mean()), 0.0, _first(broken),
+            "On this share of the first batch's clean images the gradient of the cross-entropy is "
+            "NaN or infinite. Attacks that follow it fail or do not move there: that these "
+            "examples stand says nothing about robustness.",
+            "Mend the model's gradient (norms and roots at zero, logarithms, divisions), or use an "
+            "attack without gradients.",
+        )
+    ]  # fmt: skip
+
+
+def masking(name: str, newly: np.ndarray) -> list[Finding]:
+    """An attack without gradients broke what attacks with gradients had left."""
+    if newly.mean() <= CHANCE:
+        return []
+    return [
+        Finding(
+            f"gradient masking suspected: {name}", float(newly.mean()), CHANCE, _first(newly),
+            f"{name} uses no gradients, and broke this share of the examples after attacks with "
+            "gradients had left them standing. Either those attacks are weak, or the model hides "
+            "its gradients from them, and its true accuracy is lower still.",
+            "Run stronger attacks with gradients (autoattack_members), more queries, and an attack "
+            "made for this model: gradients.bpda, gradients.eot, another loss.",
+        )
+    ]  # fmt: skip
+
+
 def outside(name: str, rows: np.ndarray) -> list[Finding]:
     """An attack returned images that are not in the ball and box."""
     if not rows.any():
@@ -49,7 +117,7 @@ def outside(name: str, rows: np.ndarray) -> list[Finding]:
             f"outside the ball: {name}", float(rows.sum()), 0.0, _first(rows),
             f"{name} returned images outside the ball or the box. They were projected before they "
             "were judged, so no accuracy rests on an illegal image.",
-            "Nothing where the attack minimises distance; otherwise mend its projection.",
+            "Mend the attack's projection, or wrap it in attacks.against if it minimises distance.",
         )
     ]  # fmt: skip
 

@@ -16,8 +16,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from jaxrobust import gradients, losses
 from jaxrobust.evaluation._report import reach
-from jaxrobust.threat import Ball
+from jaxrobust.threat import Ball, norm, num_pixels_changed
 from jaxrobust.types import (
     Attack,
     LogitsFn,
@@ -35,6 +36,14 @@ class Clean(NamedTuple):
 
     prediction: Array  # -1 where they hold NaN or +inf
     like_probabilities: Array
+    changed: Array  # another draw of a randomised model predicts another class
+
+
+class Slopes(NamedTuple):
+    """Judgement of the gradients of the cross-entropy at clean rows."""
+
+    zero: Array
+    not_finite: Array
 
 
 class Judged(NamedTuple):
@@ -43,6 +52,9 @@ class Judged(NamedTuple):
     success: Array  # of the image brought into ball and box
     prediction: Array
     distance: Array  # as returned; inf where not finite
+    l0: Array  # so are these, but NaN where the image as returned is classified correctly
+    l2: Array
+    linf: Array
     broken_at: Array  # smallest distance at which a wrong prediction was seen; inf where none
     outside: Array  # as returned: out of the box or the ball
     not_finite: Array  # as returned
@@ -58,9 +70,32 @@ def clean_program(votes: int, devices: tuple[Any, ...]) -> Callable[..., Clean]:
         total = jnp.sum(logits, -1)
         alike = jnp.all(logits >= 0, -1) & (jnp.abs(total - 1) < 1e-3)
         predicted = _predict(logits_fn, votes, x, keys)
-        return Clean(predicted, alike)
+        changed = jnp.zeros_like(alike)
+        if isinstance(logits_fn, Randomized):
+            other = jax.vmap(jax.random.fold_in, (0, None))(keys, votes)  # no vote's key
+            redrawn = logits_of(jax.vmap(per_example(logits_fn))(x, other))
+            changed = predicted_class(redrawn) != predicted_class(logits)
+        return Clean(predicted, alike, changed)
 
     return _sharded(clean, devices)
+
+
+@functools.lru_cache(maxsize=64)
+def gradient_program(devices: tuple[Any, ...]) -> Callable[..., Slopes]:
+    """`(logits_fn, x, y, keys) -> Slopes`, rows sharded over the devices."""
+
+    def slopes(logits_fn: LogitsFn, x: Array, y: Array, keys: Array) -> Slopes:
+        model = per_example(logits_fn)
+
+        def one(x: Array, y: Array, key: Array) -> Array:
+            loss = lambda x, key: losses.cross_entropy(model(x, key), y)
+            value, pullback = gradients.vjp(loss, x, key)
+            return pullback(jnp.ones_like(value))
+
+        flat = jax.vmap(one)(x, y, keys).reshape(len(x), -1)
+        return Slopes(jnp.all(flat == 0, -1), ~jnp.all(jnp.isfinite(flat), -1))
+
+    return _sharded(slopes, devices)
 
 
 @functools.lru_cache(maxsize=64)
@@ -105,7 +140,12 @@ def attack_program(votes: int, devices: tuple[Any, ...]) -> Callable[..., Judged
             jnp.where(as_returned, distance, jnp.inf),
         )
         distance = jnp.where(finite, distance, jnp.inf)
-        return Judged(success, prediction, distance, broken_at, outside, ~finite, image)
+        moved = legal - x
+        each = [
+            jnp.where(as_returned & finite, jax.vmap(measure)(moved), jnp.nan)
+            for measure in (num_pixels_changed, lambda d: norm(d, "l2"), lambda d: norm(d, "linf"))
+        ]
+        return Judged(success, prediction, distance, *each, broken_at, outside, ~finite, image)
 
     return _sharded(attack_and_judge, devices)
 

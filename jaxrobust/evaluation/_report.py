@@ -32,6 +32,9 @@ class AttackRecord:
         gradients: Gradient estimates an example at most; None where a loop is unbounded.
         forwards: Model evaluations an example at most, those inside gradients included.
         outside: Rows it returned outside the ball or the box.
+        median: Median distance, "l0" (pixels), "l2" and "linf", of the images as returned that are
+            classified wrongly, of those right before any attack; empty where there are none. One
+            attack's medians compare with another's only where both broke the same images.
     """
 
     seconds: float
@@ -40,6 +43,7 @@ class AttackRecord:
     gradients: int | None
     forwards: int | None
     outside: int
+    median: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +101,9 @@ class Report:
         examples: One array a column, one row an example: "label", "clean_prediction",
             "clean_correct", "robust", "broken_by" (name or ""), "distance" (smallest at which
             any attack was seen to succeed, inf where none), and by name "ran/NAME",
-            "success/NAME", "prediction/NAME", "distance/NAME" (NaN where not run),
-            "certified/NAME", "margin/NAME" (smallest proved margin); for a probabilistic
+            "success/NAME", "prediction/NAME", "distance/NAME" (NaN where not run), "l0/NAME"
+            (pixels), "l2/NAME" and "linf/NAME" of images that are wrong as returned (NaN
+            elsewhere), "certified/NAME", "margin/NAME" (smallest proved margin); for a probabilistic
             certificate "smoothed/NAME" (certified for the label at eps), "radius/NAME",
             "BOUND_radius/NAME" for every bound, "smoothed_prediction/NAME" (-1 where it abstains),
             "p1_low/NAME" and "p2_high/NAME".

@@ -17,10 +17,10 @@ import numpy as np
 
 from jaxrobust import checks
 from jaxrobust._version import __version__
-from jaxrobust.attacks import salted
+from jaxrobust.attacks import is_minimum_norm, salted
 from jaxrobust.evaluation import _findings as findings
 from jaxrobust.evaluation._count import count
-from jaxrobust.evaluation._judge import attack_program, clean_program
+from jaxrobust.evaluation._judge import attack_program, clean_program, gradient_program
 from jaxrobust.evaluation._report import AttackRecord, CertificateRecord, Report
 from jaxrobust.evaluation._store import Store
 from jaxrobust.identity import digest, fingerprint
@@ -134,6 +134,7 @@ def evaluate(
     correct = clean["prediction"] == y
     found = findings.probabilities(clean["like_probabilities"])
     found += findings.not_finite(clean["prediction"])
+    found += findings.random_predictions(clean["changed"])
     examples: dict[str, np.ndarray] = {
         "label": np.asarray(y),
         "clean_prediction": clean["prediction"],
@@ -161,16 +162,28 @@ def evaluate(
         examples[f"success/{name}"] = success
         examples[f"prediction/{name}"] = _spread(n, rows, judged["prediction"], -1)
         examples[f"distance/{name}"] = _spread(n, rows, judged["distance"], np.nan)
+        median = {}
+        for which in ("l0", "l2", "linf"):
+            column = examples[f"{which}/{name}"] = _spread(n, rows, judged[which], np.nan)
+            if np.any(broken := correct & ~np.isnan(column)):
+                median[which] = float(np.median(column[broken]))
         after[name] = float(standing.mean())
         if not survivors_only:
             under[name] = float((correct & ~success).mean())
         cost = count(attack, logits_fn, x, num_classes, ball.norm, ball.box)
         off = _spread(n, rows, judged["outside"], False)
-        found += findings.outside(name, off)
+        if not is_minimum_norm(attack):
+            found += findings.outside(name, off)
         found += findings.failed(name, _spread(n, rows, judged["not_finite"], False))
+        if cost[0] == 0 and any(record.gradients != 0 for record in records.values()):
+            found += findings.masking(name, newly)
         records[name] = AttackRecord(
-            float(judged["seconds"]), len(rows), int(newly.sum()), *cost, int(off.sum())
+            float(judged["seconds"]), len(rows), int(newly.sum()), *cost, int(off.sum()), median
         )
+    if any(record.gradients != 0 for record in records.values()):  # None: in an unbounded loop
+        slopes = bench.slopes(gradient_program(devices))
+        found += findings.zero_gradients(slopes["zero"])
+        found += findings.broken_gradients(slopes["not_finite"])
     examples |= {"robust": standing, "broken_by": broken_by, "distance": distance}
 
     claims, proved, likely = {}, {}, {}
@@ -236,6 +249,17 @@ class _Bench:
             return {k: np.asarray(v)[: len(part)] for k, v in out._asdict().items()}
 
         return self._stage("clean", np.arange(len(self.y)), compute)
+
+    def slopes(self, program: Any) -> dict[str, Any]:
+        """Look at the gradients of the first batch's clean images."""
+
+        def compute(part: np.ndarray) -> dict[str, np.ndarray]:
+            x, keys, padded = self._padded(part)
+            y = jnp.asarray(np.asarray(self.y[padded]))
+            out = program(self.logits_fn, x, y, salted(keys, "gradients"))
+            return {k: np.asarray(v)[: len(part)] for k, v in out._asdict().items()}
+
+        return self._stage("gradients", np.arange(min(self.size, len(self.y))), compute)
 
     def attack(
         self, name: str, attack: Attack, rows: np.ndarray, program: Any, keep: int

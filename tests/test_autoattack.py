@@ -1,0 +1,130 @@
+"""AutoAttack: who its members are, that they make one attack, and what evaluate says of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contracts import images, problem
+
+import jaxrobust as jr
+
+KEY = jax.random.key(8)
+SQUARE = functools.partial(jr.attacks.square, num_queries=60)
+
+
+def test_members():
+    members = jr.attacks.autoattack_members
+    standard, plus, rand = members(), members("plus", "l2"), members("rand")
+    assert {"apgd-ce", "apgd-t", "square"} <= set(standard)
+    assert {"apgd-ce", "apgd-dlr", "square", "apgd-t"} <= set(plus)
+    assert list(rand) == ["apgd-ce", "apgd-dlr"]
+    assert "square" not in members("standard", "l1")
+    assert standard["square"].keywords == {"num_queries": 5000, "rescale": False}
+    assert standard["apgd-ce"].keywords["num_restarts"] == 1
+    assert plus["apgd-dlr"].keywords["num_restarts"] == 5
+    assert plus["apgd-dlr"].keywords["loss"] is jr.losses.dlr
+    in_l1 = members("standard", "l1")
+    assert in_l1["apgd-t"].keywords == {"num_targets": 5, "larger_eps": True}
+    assert all(members()[name] is attack for name, attack in standard.items())
+
+
+def test_one_attack_is_its_members_in_turn_and_is_traced_once():
+    logits_fn, layers, x, y = problem(9, batch=20)
+    traces = []
+
+    def counted(weights, x):
+        traces.append(len(x))
+        return jr.layers.apply(weights, x)
+
+    model = jax.tree_util.Partial(counted, jax.tree.map(jnp.asarray, layers))
+    ball = jr.Ball("linf", 0.12)
+    x_adv = jr.attacks.autoattack(model, x, y, key=KEY, ball=ball, chunk=12)
+    robust = np.asarray(logits_fn(x_adv)).argmax(-1) == y
+    members = jr.attacks.autoattack_members("standard", "linf")
+    report = jr.evaluate(logits_fn, (x, y), attacks=members, ball=ball, key=KEY, batch_size=5)
+    np.testing.assert_array_equal(robust, report.examples["robust"])
+    assert 0 < robust.sum() < 20
+    before = len(traces)
+    jr.attacks.autoattack(model, x, y, key=KEY, ball=ball, chunk=12)
+    assert len(traces) == before + 1  # for the shape of its logits
+
+
+@pytest.mark.usefixtures("untyped")
+def test_wrong_input_is_refused():
+    logits_fn, _, x, y = problem(1)
+    call = {"key": KEY, "ball": jr.Ball("linf", 0.1)}
+    with pytest.raises(ValueError, match="version must be one of standard, plus, rand"):
+        jr.attacks.autoattack(logits_fn, x, y, **call, version="fast")
+    with pytest.raises(ValueError, match="norm must be one of"):
+        jr.attacks.autoattack_members("standard", "l0")
+    with pytest.raises(ValueError, match="chunk"):
+        jr.attacks.autoattack(logits_fn, x, y, **call, chunk=0)
+
+
+def findings(model, x, y, attacks, **options):
+    report = jr.evaluate(
+        model, (x, y), attacks=attacks, ball=jr.Ball("linf", 0.2), key=KEY, batch_size=4, **options
+    )
+    return report, {finding.name: finding for finding in report.findings}
+
+
+def sums(x):
+    return jnp.stack([x.sum(-1), 3 - x.sum(-1)], -1)
+
+
+def test_random_predictions_are_noticed():
+    x = images(0, 24)
+    y = np.asarray(sums(x).argmax(-1)).astype(np.int32)
+
+    def noisy(x, key):  # where the first pixel is bright
+        noise = 40 * (x[:, :1] > 0.5) * jax.random.normal(key, (1, 1))
+        return sums(x) + jnp.array([1.0, 0.0]) * noise
+
+    attacks = {"fgsm": jr.attacks.fgsm}
+    _, found = findings(jr.Randomized(noisy), x, y, attacks)
+    finding = found["random predictions"]
+    assert 0 < finding.value < 1
+    assert finding.value * 24 == round(finding.value * 24)
+    assert (x[finding.examples, 0] > 0.5).all()
+    _, found = findings(jr.Randomized(lambda x, key: sums(x)), x, y, attacks)
+    assert found == {}
+
+
+def test_hidden_gradients_are_noticed():
+    x = images(1, 24)
+    y = np.asarray(sums(x).argmax(-1)).astype(np.int32)
+
+    def hidden(x):
+        return sums(jax.lax.stop_gradient(x)) + 0 * x.sum()
+
+    fgsm = {"fgsm": jr.attacks.fgsm}
+    report, found = findings(hidden, x, y, fgsm | {"square": SQUARE})
+    assert found["zero gradients"].value == 1
+    assert found["zero gradients"].examples == list(range(10))
+    finding = found["gradient masking suspected: square"]
+    newly = report.examples["broken_by"] == "square"
+    assert finding.value == newly.mean() > finding.threshold
+    assert finding.examples == np.flatnonzero(newly)[:10].tolist()
+    assert set(findings(hidden, x, y, {"square": SQUARE} | fgsm)[1]) == {"zero gradients"}
+    assert findings(hidden, x, y, {"square": SQUARE})[1] == {}  # nothing rests on gradients
+    assert findings(sums, x, y, fgsm | {"square": SQUARE})[1] == {}
+
+
+def test_only_the_first_batch_pays_for_gradients():
+    x = images(2, 24)
+    y = np.asarray(sums(x).argmax(-1)).astype(np.int32)
+    first = jax.device_count() * 4
+    late = np.flatnonzero(np.arange(24) >= first)
+
+    def partly(x):  # flat where the first pixel is one
+        flat = x[:, :1] == 1
+        return sums(jnp.where(flat, jax.lax.stop_gradient(x), x))
+
+    x[:, 0] = 0.5
+    x[[1, *late], 0] = 1
+    y = np.asarray(partly(x).argmax(-1)).astype(np.int32)
+    _, found = findings(partly, x, y, {"fgsm": jr.attacks.fgsm})
+    assert found["zero gradients"].examples == [1]
+    assert found["zero gradients"].value == 1 / first
