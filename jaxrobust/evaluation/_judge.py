@@ -141,11 +141,15 @@ def attack_program(votes: int, devices: tuple[Any, ...]) -> Callable[..., Judged
         )
         distance = jnp.where(finite, distance, jnp.inf)
         moved = legal - x
-        each = [
-            jnp.where(as_returned & finite, jax.vmap(measure)(moved), jnp.nan)
-            for measure in (num_pixels_changed, lambda d: norm(d, "l2"), lambda d: norm(d, "linf"))
-        ]
-        return Judged(success, prediction, distance, *each, broken_at, outside, ~finite, image)
+
+        def how_far(measure: Callable[[Array], Array]) -> Array:
+            return jnp.where(as_returned & finite, jax.vmap(measure)(moved), jnp.nan)
+
+        return Judged(
+            success, prediction, distance, how_far(num_pixels_changed),
+            how_far(lambda delta: norm(delta, "l2")), how_far(lambda delta: norm(delta, "linf")),
+            broken_at, outside, ~finite, image,
+        )  # fmt: skip
 
     return _sharded(attack_and_judge, devices)
 

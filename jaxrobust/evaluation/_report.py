@@ -103,10 +103,10 @@ class Report:
             any attack was seen to succeed, inf where none), and by name "ran/NAME",
             "success/NAME", "prediction/NAME", "distance/NAME" (NaN where not run), "l0/NAME"
             (pixels), "l2/NAME" and "linf/NAME" of images that are wrong as returned (NaN
-            elsewhere), "certified/NAME", "margin/NAME" (smallest proved margin); for a probabilistic
-            certificate "smoothed/NAME" (certified for the label at eps), "radius/NAME",
-            "BOUND_radius/NAME" for every bound, "smoothed_prediction/NAME" (-1 where it abstains),
-            "p1_low/NAME" and "p2_high/NAME".
+            elsewhere), "certified/NAME", "margin/NAME" (smallest proved margin); for a
+            probabilistic certificate "smoothed/NAME" (certified for the label at eps),
+            "radius/NAME", "BOUND_radius/NAME" for every bound, "smoothed_prediction/NAME" (-1 where
+            it abstains), "p1_low/NAME" and "p2_high/NAME".
         images: Of the first rows only (`keep_images`): "clean" and "adversarial".
         smoothed_accuracy: Share whose label is certified with high probability, by name of the
             certificate. It speaks of the smoothed classifier, whose clean mistakes are its own.

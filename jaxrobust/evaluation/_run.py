@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import inspect
 import platform
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks
 from jaxrobust._version import __version__
-from jaxrobust.attacks import is_minimum_norm, salted
+from jaxrobust.attacks import is_minimum_norm
 from jaxrobust.evaluation import _findings as findings
+from jaxrobust.evaluation._arguments import check, check_certificates
+from jaxrobust.evaluation._bench import Bench
 from jaxrobust.evaluation._count import count
 from jaxrobust.evaluation._judge import attack_program, clean_program, gradient_program
-from jaxrobust.evaluation._report import AttackRecord, CertificateRecord, Report
+from jaxrobust.evaluation._report import AttackRecord, Report
 from jaxrobust.evaluation._store import Store
 from jaxrobust.identity import digest, fingerprint
-from jaxrobust.threat import Ball, check_ball
+from jaxrobust.threat import Ball
 from jaxrobust.types import (
     Attack,
     Examples,
     Keys,
     LogitsFn,
     MarginBound,
-    Randomized,
     SmoothedRadius,
     as_partial,
-    logits_of,
-    per_example,
-    row_keys,
 )
 
 
@@ -100,9 +93,9 @@ def evaluate(
     (1.0, 0.5)
     """
     x, y = checks.images_and_labels(data)
-    certificates = _certificates({} if certificates is None else certificates)
+    certificates = check_certificates({} if certificates is None else certificates)
     devices = tuple(jax.devices())
-    num_classes = _check(logits_fn, x, y, attacks, certificates, ball, key, batch_size, votes)
+    num_classes = check(logits_fn, x, y, attacks, certificates, ball, key, batch_size, votes)
     logits_fn = as_partial(logits_fn)
     settings = {
         "key": np.asarray(jax.random.key_data(key)).tolist(),
@@ -124,7 +117,7 @@ def evaluate(
     }
     if directory is not None:  # reads the data once more, batch by batch
         identity |= {"images": digest([x]), "labels": digest([y])}
-    bench = _Bench(
+    bench = Bench(
         logits_fn, x, y, ball, key, batch_size * len(devices), Store(directory, identity), progress
     )
     n = len(y)
@@ -230,162 +223,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-class _Bench:
-    """Runs stages of an evaluation batch by batch."""
-
-    def __init__(
-        self, logits_fn: LogitsFn, x: Any, y: Any, ball: Ball, key: Any, size: int, store: Store,
-        progress: bool,
-    ) -> None:  # fmt: skip
-        self.logits_fn, self.x, self.y, self.ball, self.key = logits_fn, x, y, ball, key
-        self.size, self.store, self.progress = size, store, progress
-
-    def predict(self, program: Any) -> dict[str, Any]:
-        """Judge the clean images."""
-
-        def compute(part: np.ndarray) -> dict[str, np.ndarray]:
-            x, keys, _ = self._padded(part)
-            out = program(self.logits_fn, x, salted(keys, "judge clean"))
-            return {k: np.asarray(v)[: len(part)] for k, v in out._asdict().items()}
-
-        return self._stage("clean", np.arange(len(self.y)), compute)
-
-    def slopes(self, program: Any) -> dict[str, Any]:
-        """Look at the gradients of the first batch's clean images."""
-
-        def compute(part: np.ndarray) -> dict[str, np.ndarray]:
-            x, keys, padded = self._padded(part)
-            y = jnp.asarray(np.asarray(self.y[padded]))
-            out = program(self.logits_fn, x, y, salted(keys, "gradients"))
-            return {k: np.asarray(v)[: len(part)] for k, v in out._asdict().items()}
-
-        return self._stage("gradients", np.arange(min(self.size, len(self.y))), compute)
-
-    def attack(
-        self, name: str, attack: Attack, rows: np.ndarray, program: Any, keep: int
-    ) -> dict[str, Any]:
-        """Attack some rows and judge what comes back; images of the first `keep` rows only."""
-        functions = (as_partial(attack), self.logits_fn)
-
-        def judged(part: np.ndarray) -> Any:
-            x, keys, padded = self._padded(part)
-            eps = np.broadcast_to(np.asarray(self.ball.eps), (len(self.y),))[padded]
-            ball = dataclasses.replace(self.ball, eps=jnp.asarray(eps, x.dtype))
-            y = jnp.asarray(np.asarray(self.y[padded]))
-            judge_keys = salted(keys, f"judge {name}")
-            return program(functions, x, y, salted(keys, name), judge_keys, ball)
-
-        def compute(part: np.ndarray) -> dict[str, np.ndarray]:
-            try:
-                out = judged(part)
-            except ValueError as error:
-                raise ValueError(f"attack {name!r}: {error}") from error
-            arrays = {k: np.asarray(v)[: len(part)] for k, v in out._asdict().items()}
-            return arrays | {"image": arrays["image"][part < keep]}
-
-        if len(rows):
-            return self._stage(f"attack {name}", rows, compute)
-        nobody = jax.eval_shape(lambda: judged(np.zeros(1, int)))._asdict()
-        return {k: np.empty((0, *v.shape[1:]), v.dtype) for k, v in nobody.items()} | {
-            "seconds": 0.0
-        }
-
-    def certify(
-        self, name: str, certificate: Callable[..., MarginBound | SmoothedRadius]
-    ) -> tuple[dict[str, np.ndarray], CertificateRecord]:
-        """Certify all rows: columns for the examples, and what is claimed."""
-        radius = float(np.max(np.asarray(self.ball.eps)))
-
-        def compute(part: np.ndarray) -> dict[str, np.ndarray]:
-            keys = salted(_fold_rows(self.key, jnp.asarray(part)), "certificates")
-            y = self.y[part]
-            bound = certificate(self.x[part], y, key=keys, ball=self.ball)
-            spoken = radius if isinstance(bound, SmoothedRadius) else bound.eps  # has all radii
-            close = radius <= spoken <= radius * (1 + 1e-6)  # never of a smaller ball
-            if bound.norm != self.ball.norm or not close:
-                raise ValueError(
-                    f"certificate {name!r} must speak of {self.ball.norm} {radius:g}, the threat "
-                    f"evaluated; its bound is for {bound.norm} {spoken:g}"
-                )
-            box = getattr(bound, "box", None)
-            if box is not None and not (
-                box[0] <= self.ball.box.low and self.ball.box.high <= box[1]
-            ):
-                raise ValueError(
-                    f"certificate {name!r} must hold for all of the box {tuple(self.ball.box)} "
-                    f"evaluated; its bound takes {tuple(box)} for granted"
-                )
-            columns, claim = _columns(name, bound, y, radius)
-            claim = {k: np.full(len(part), v) for k, v in claim.items()}
-            return columns | {f"claim {k}": v for k, v in claim.items()}
-
-        out = self._stage(f"certificate {name}", np.arange(len(self.y)), compute)
-        seconds = float(out.pop("seconds"))
-        claim = {k: _same(name, k, v) for k, v in out.items() if k.startswith("claim ")}
-        columns = {k: v for k, v in out.items() if k not in claim}
-        record = {k.removeprefix("claim "): v for k, v in claim.items()}
-        return columns, CertificateRecord(seconds, norm=self.ball.norm, eps=radius, **record)
-
-    def _stage(
-        self, stage: str, rows: np.ndarray, compute: Callable[[np.ndarray], dict[str, Any]]
-    ) -> dict[str, Any]:
-        parts, seconds = [], 0.0
-        starts = range(0, len(rows), self.size)
-        with _bar(self.progress, stage, len(starts)) as advance:
-            for number, start in enumerate(starts):
-                part = rows[start : start + self.size]
-                arrays = self.store.load(stage, number, part)
-                if arrays is None:
-                    began = time.perf_counter()
-                    arrays = compute(part)
-                    arrays["seconds"] = np.array([time.perf_counter() - began])
-                    self.store.save(stage, number, part, arrays)
-                seconds += float(arrays.pop("seconds")[0])
-                parts.append(arrays)
-                advance()
-        joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-        return joined | {"seconds": seconds}
-
-    def _padded(self, part: np.ndarray) -> tuple[Any, Any, np.ndarray]:
-        """Images and keys of some rows, repeated to fill the one shape that is compiled."""
-        padded = part[np.arange(self.size) % len(part)]
-        x = jnp.asarray(np.asarray(self.x[padded]))
-        return x, _fold_rows(self.key, jnp.asarray(padded)), padded
-
-
-def _columns(
-    name: str, bound: MarginBound | SmoothedRadius, y: Any, eps: float
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What a certificate says of each row, and what it says of itself."""
-    claim = {"method": bound.method, "proof": bound.proof}
-    if isinstance(bound, MarginBound):
-        margin = np.min(bound.margins, axis=1)
-        return {f"certified/{name}": bound.certified, f"margin/{name}": margin}, claim
-    columns = {
-        f"smoothed/{name}": bound.certified(y, eps),
-        f"smoothed_prediction/{name}": bound.prediction,
-        f"radius/{name}": bound.radius,
-        f"p1_low/{name}": bound.p1_low,
-        f"p2_high/{name}": bound.p2_high,
-        **{f"{which}_radius/{name}": radius for which, radius in bound.radii.items()},
-    }
-    return columns, claim | {"alpha": bound.alpha, "n": bound.n, "sigma": bound.sigma}
-
-
-def _same(name: str, what: str, values: np.ndarray) -> Any:
-    """The one value that all batches give, or an error: a report makes one claim."""
-    if len(found := np.unique(values)) > 1:
-        raise ValueError(
-            f"certificate {name!r} must make one {what} for all images; got {found.tolist()[:5]}"
-        )
-    return values[0].item()
-
-
-@jax.jit
-def _fold_rows(key: Any, rows: Any) -> Any:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-
-
 def _spread(n: int, rows: np.ndarray, values: np.ndarray, default: Any) -> np.ndarray:
     """Values of some rows among all n."""
     column = np.full(n, default, dtype=np.result_type(values.dtype, type(default)))
@@ -393,79 +230,8 @@ def _spread(n: int, rows: np.ndarray, values: np.ndarray, default: Any) -> np.nd
     return column
 
 
-def _one(x: Any) -> np.ndarray:
-    return np.asarray(x[:1])
-
-
-def _check(
-    logits_fn: LogitsFn, x: Any, y: Any, attacks: Any, certificates: Any, ball: Ball, key: Any,
-    batch_size: int, votes: int,
-) -> int:  # fmt: skip
-    """Refuse what cannot be meant; returns the number of classes."""
-    if not isinstance(attacks, Mapping) or not (attacks or certificates):
-        raise ValueError(
-            "attacks must be a dictionary of attacks by name, and hold one unless there are "
-            f"certificates; got {attacks!r}"
-        )
-    checks.check_count(batch_size, "batch_size")
-    checks.check_count(votes, "votes")
-    if votes > 1 and not isinstance(logits_fn, Randomized):
-        raise ValueError(f"votes must be 1 for a model that is not Randomized; got {votes}")
-    if not hasattr(x, "shape") or x.ndim < 2 or x.shape[0] == 0:
-        raise ValueError(
-            f"data[0] must be a non-empty batch of images; got {getattr(x, 'shape', type(x))}"
-        )
-    if x.dtype not in (np.float32, np.float64) and jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"data[0] must be float32 or float64, so that distances can be judged; got {x.dtype}"
-        )
-    check_ball(ball, len(x))
-    if certificates and np.ndim(ball.eps):
-        raise ValueError("eps must be a scalar where certificates are asked for; got one a row")
-    for start in range(0, len(x), 1024):
-        checks.check_images(np.asarray(x[start : start + 1024]), ball.box, "data[0]")
-    keys = row_keys(key, 1)
-    if key.ndim:
-        raise ValueError(f"key must be a single key for evaluate; got shape {key.shape}")
-    model = jax.vmap(per_example(logits_fn))
-    one = _one(x)
-    shape = jax.eval_shape(model, jax.ShapeDtypeStruct(one.shape, one.dtype), keys)
-    num_classes = checks.check_logits(logits_of(shape), 1)
-    checks.check_labels(y, len(x), num_classes, "data[1]")
-    return num_classes
-
-
-def _certificates(certificates: Any) -> dict[str, Any]:
-    """Refuse what is no dictionary of functions of `(x, y, *, key, ball)`."""
-    if not isinstance(certificates, Mapping):
-        raise ValueError(
-            f"certificates must be a dictionary by name; got {type(certificates).__name__}"
-        )
-    for name, certificate in certificates.items():
-        takes = inspect.signature(certificate).parameters if callable(certificate) else {}
-        if "ball" not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-            raise ValueError(
-                f"certificate {name!r} must be a function of (x, y, *, key, ball), as "
-                f"certify.on_layers(bound, layers) makes them; got {certificate!r:.60}"
-            )
-    return dict(certificates)
-
-
 def _clopper_pearson(successes: int, n: int) -> tuple[float, float]:
     from scipy.stats import binomtest
 
     interval = binomtest(successes, n).proportion_ci(0.95, method="exact")
     return float(interval.low), float(interval.high)
-
-
-@contextlib.contextmanager
-def _bar(show: bool, stage: str, total: int) -> Iterator[Callable[[], None]]:
-    if not show or total == 0:
-        yield lambda: None
-        return
-    from rich import get_console
-    from rich.progress import Progress
-
-    with Progress(transient=True, disable=not get_console().is_terminal) as bar:
-        task = bar.add_task(stage, total=total)
-        yield lambda: bar.advance(task)

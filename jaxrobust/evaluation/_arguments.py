@@ -1,0 +1,69 @@
+"""What `evaluate` refuses before it starts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import checks
+from jaxrobust.threat import Ball, check_ball
+from jaxrobust.types import LogitsFn, Randomized, logits_of, per_example, row_keys
+
+
+def check(
+    logits_fn: LogitsFn, x: Any, y: Any, attacks: Any, certificates: Any, ball: Ball, key: Any,
+    batch_size: int, votes: int,
+) -> int:  # fmt: skip
+    """Refuse what cannot be meant; returns the number of classes."""
+    if not isinstance(attacks, Mapping) or not (attacks or certificates):
+        raise ValueError(
+            "attacks must be a dictionary of attacks by name, and hold one unless there are "
+            f"certificates; got {attacks!r}"
+        )
+    checks.check_count(batch_size, "batch_size")
+    checks.check_count(votes, "votes")
+    if votes > 1 and not isinstance(logits_fn, Randomized):
+        raise ValueError(f"votes must be 1 for a model that is not Randomized; got {votes}")
+    if not hasattr(x, "shape") or x.ndim < 2 or x.shape[0] == 0:
+        raise ValueError(
+            f"data[0] must be a non-empty batch of images; got {getattr(x, 'shape', type(x))}"
+        )
+    if x.dtype not in (np.float32, np.float64) and jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"data[0] must be float32 or float64, so that distances can be judged; got {x.dtype}"
+        )
+    check_ball(ball, len(x))
+    if certificates and np.ndim(ball.eps):
+        raise ValueError("eps must be a scalar where certificates are asked for; got one a row")
+    for start in range(0, len(x), 1024):
+        checks.check_images(np.asarray(x[start : start + 1024]), ball.box, "data[0]")
+    keys = row_keys(key, 1)
+    if key.ndim:
+        raise ValueError(f"key must be a single key for evaluate; got shape {key.shape}")
+    model = jax.vmap(per_example(logits_fn))
+    one = np.asarray(x[:1])
+    shape = jax.eval_shape(model, jax.ShapeDtypeStruct(one.shape, one.dtype), keys)
+    num_classes = checks.check_logits(logits_of(shape), 1)
+    checks.check_labels(y, len(x), num_classes, "data[1]")
+    return num_classes
+
+
+def check_certificates(certificates: Any) -> dict[str, Any]:
+    """Refuse what is no dictionary of functions of `(x, y, *, key, ball)`."""
+    if not isinstance(certificates, Mapping):
+        raise ValueError(
+            f"certificates must be a dictionary by name; got {type(certificates).__name__}"
+        )
+    for name, certificate in certificates.items():
+        takes = inspect.signature(certificate).parameters if callable(certificate) else {}
+        if "ball" not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+            raise ValueError(
+                f"certificate {name!r} must be a function of (x, y, *, key, ball), as "
+                f"certify.on_layers(bound, layers) makes them; got {certificate!r:.60}"
+            )
+    return dict(certificates)
