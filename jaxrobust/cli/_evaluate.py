@@ -8,23 +8,24 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
 from jaxrobust import data, evaluation, report, train
+from jaxrobust.attacks import autoattack_members
 from jaxrobust.checks import check_count
 from jaxrobust.cli import _common as common
 from jaxrobust.cli._bounds import certificates
 from jaxrobust.cli._common import NormName
 from jaxrobust.layers import Layer
 from jaxrobust.threat import Ball
-from jaxrobust.types import LogitsFn, Randomized, as_partial, per_example
+from jaxrobust.types import Attack, LogitsFn, Randomized, as_partial, per_example
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Attack a classifier with FGSM, BIM and PGD, bound it where possible, write a report.
+    """Attack a classifier, bound it where possible, write a report.
 
     Give --model for your own, or --checkpoint for a folder made by `jaxrobust train`. Stopped and
     started again with the same arguments it goes on where it was.
@@ -45,6 +46,9 @@ class Evaluate:
     """Norm of the threat."""
     eps: float | None = None
     """Its radius, of [0, 1]; where not given, the checkpoint's own, else by the data set."""
+    attacks: Literal["pgd", "autoattack"] = "pgd"
+    """FGSM, BIM and PGD; or the members of AutoAttack standard, by far stronger and slower ("rand"
+    for a randomised model). The curve over eps is PGD's in any case."""
     num_steps: int = 40
     """PGD steps."""
     num_restarts: int = 5
@@ -75,8 +79,7 @@ class Evaluate:
         options: dict[str, Any] = {"batch_size": self.batch_size, "progress": True}
         found = evaluation.evaluate(
             logits_fn, (test.x, test.y), ball=ball, key=key, certificates=bounds,
-            attacks=common.standard_attacks(self.num_steps, self.num_restarts), keep_images=64,
-            directory=work / "threat", **options,
+            attacks=self._attacks(logits_fn), keep_images=64, directory=work / "threat", **options,
         )  # fmt: skip
         curve = common.curve(
             logits_fn, bounds, test, found, ball, key, num_steps=self.num_steps,
@@ -97,6 +100,12 @@ class Evaluate:
         shutil.rmtree(work, ignore_errors=True)
         report.print_tables(document)
         common.announce(self.out)
+
+    def _attacks(self, logits_fn: LogitsFn) -> dict[str, Attack]:
+        if self.attacks == "pgd":
+            return common.standard_attacks(self.num_steps, self.num_restarts)
+        version = "rand" if isinstance(logits_fn, Randomized) else "standard"
+        return autoattack_members(version, self.norm)
 
     def _load(self) -> _Subject:
         if (self.model is None) == (self.checkpoint is None):
