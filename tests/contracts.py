@@ -34,7 +34,11 @@ ATTACKS = {
 """Every attack within a ball."""
 
 MINIMUM_NORM = {
+    "boundary": functools.partial(
+        jr.attacks.boundary, num_steps=600, spherical_step=0.1, source_step=0.1, update_every=1
+    ),
     "deepfool": jr.attacks.deepfool,
+    "jsma": functools.partial(jr.attacks.jsma, on="softmax", theta=-1.0),
 }
 """Every minimum-norm attack, `attack(logits_fn, x, y, *, key, box, target, ...)`."""
 
@@ -44,10 +48,10 @@ TARGETED = [k for k, f in MINIMUM_NORM.items() if "target" in inspect.signature(
 COMMON = ATTACKS | {name: jr.attacks.against(attack) for name, attack in MINIMUM_NORM.items()}
 """Every attack, in the common form."""
 
-SPEAKS_OF = {"deepfool": ("linf", "l2")}
+SPEAKS_OF = {"boundary": ("l2",), "deepfool": ("linf", "l2")}
 """Norms of an attack that does not know them all."""
 
-DETERMINISTIC = {"fgsm", "bim", "deepfool"}
+DETERMINISTIC = {"fgsm", "bim", "deepfool", "jsma"}
 """Attacks that draw nothing."""
 
 CERTIFICATES = {
