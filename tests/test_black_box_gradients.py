@@ -28,11 +28,10 @@ def slope(gradient, f, x, key=KEY):
 def test_unbiased_on_a_quadratic_at_any_width(make):
     """The mean over many keys is `A x + b`, to six standard errors."""
     x = jnp.array([0.3, -0.7, 1.0])
-    with jax.enable_x64(True):
-        draws = jax.jit(jax.vmap(lambda key: slope(make(4, 0.5), quadratic, x, key)))(
-            jax.random.split(KEY, 4000)
-        )
-        error = draws.std(0) / np.sqrt(len(draws))
+    draws = jax.jit(jax.vmap(lambda key: slope(make(4, 0.5), quadratic, x, key)))(
+        jax.random.split(KEY, 4000)
+    )
+    error = draws.std(0) / np.sqrt(len(draws))
     assert float(error.max()) < 0.06
     np.testing.assert_array_less(np.abs(draws.mean(0) - (A @ x + B)), 6 * error)
 

@@ -1,5 +1,7 @@
 """Networks, their explicit layers, transforms, and models of other makes."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,7 +197,7 @@ def test_carlini_wagner_cnn_has_its_published_size(widths, shape, flat):
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     first, second, dense = widths
     channels = (shape[-1], first, first, second, second)
-    convolutions = sum(9 * a * b + b for a, b in zip(channels, channels[1:], strict=False))
+    convolutions = sum(9 * a * b + b for a, b in itertools.pairwise(channels))
     affine = (flat + 1) * dense + (dense + 1) * dense + (dense + 1) * 10
     expected = convolutions + affine
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == expected

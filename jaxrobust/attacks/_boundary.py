@@ -30,7 +30,7 @@ RATES = ((0.2, 0.5), (0.1, 0.25))
 
 class _Window(NamedTuple):
     hits: Bool[Array, " size"]
-    count: Int[Array, ""]  # since the last change of step
+    pushed: Int[Array, ""]  # since the last change of step
 
 
 class _State(NamedTuple):
@@ -161,12 +161,12 @@ def _search(
         state = some(state, first, update_every - 1)
         return step(state, first + update_every - 1, judged=True)
 
-    windows = [
+    spherical, source = (
         _Window(jnp.zeros_like(x, bool, shape=(size,)), jnp.zeros_like(x, jnp.int32, shape=()))
         for size in WINDOWS
-    ]
-    lengths = [jnp.full_like(x, length, shape=()) for length in steps]
-    state = _State(image, *lengths, *windows)
+    )
+    along, inward = (jnp.full_like(x, length, shape=()) for length in steps)
+    state = _State(image, along, inward, spherical, source)
     going = lambda state: found & ~already & (state.source_step >= CONVERGED)
     blocks, rest = divmod(num_steps, update_every)
     state = at_most(blocks, going, block, state)
@@ -236,14 +236,14 @@ def _adapt(state: _State, on_sphere: Array, nearer: Array, factor: float) -> _St
 
 
 def _push(window: _Window, hit: Array) -> _Window:
-    slot = window.count % window.hits.size
-    return _Window(window.hits.at[slot].set(hit), window.count + 1)
+    slot = window.pushed % window.hits.size
+    return _Window(window.hits.at[slot].set(hit), window.pushed + 1)
 
 
 def _judge(window: _Window, rates: tuple[float, float], factor: float) -> tuple[_Window, Array]:
     """The factor of a step by the rate over a full window, which then starts anew."""
     rate = jnp.mean(window.hits)
-    full = window.count >= window.hits.size
+    full = window.pushed >= window.hits.size
     low, high = full & (rate < rates[0]), full & (rate > rates[1])
     change = jnp.where(high, factor, jnp.where(low, 1 / factor, 1.0))
-    return window._replace(count=jnp.where(low | high, 0, window.count)), change
+    return window._replace(pushed=jnp.where(low | high, 0, window.pushed)), change
