@@ -16,6 +16,7 @@ from rich.table import Table
 
 from benchmarks import (
     _clock,
+    test_attack_strength,
     test_evaluate_speed,
     test_parity,
     test_pgd_speed,
@@ -30,9 +31,11 @@ README = Path(__file__).with_name("README.md")
 class Args:
     """Measure one capability against its rivals; want a quiet machine."""
 
-    which: tyro.conf.Positional[Literal["speed", "smoothing", "evaluate", "parity", "sdp"]]
+    which: tyro.conf.Positional[
+        Literal["speed", "smoothing", "evaluate", "parity", "sdp", "attacks"]
+    ]
     """speed: PGD; smoothing: gradients averaged over noise, on 32 images; evaluate: survivors only;
-    parity: the same images as Foolbox; sdp: paper 003."""
+    parity: the same images as Foolbox; sdp: paper 003; attacks: strength and time of the others."""
     checkpoints: Path | None = None
     """Folder with the runs natural and adversarial of experiments.madry_mnist."""
     network: Path | None = None
@@ -49,6 +52,8 @@ class Args:
     """Images evaluated."""
     num_steps: int = 40
     """PGD steps."""
+    only: tuple[str, ...] = ()
+    """For attacks: parts of names of the pairs wanted; all if empty."""
     seed: int = 0
     """Of attacks and fresh weights."""
 
@@ -85,7 +90,10 @@ def _measure(args: Args) -> Mapping[str, Sequence[Any]]:
         )
         return test_pgd_speed.measure(speed, args.rounds)
     if args.checkpoints is None:
-        raise SystemExit("evaluate needs trained networks: --checkpoints DIR")
+        raise SystemExit(f"{args.which} needs trained networks: --checkpoints DIR")
+    if args.which == "attacks":
+        strength = test_attack_strength.Setting(args.checkpoints, args.num_images, only=args.only)
+        return test_attack_strength.measure(strength)
     setting = test_evaluate_speed.Setting(
         args.checkpoints, args.num_images, args.batch_size, args.num_steps, args.seed
     )
@@ -99,6 +107,7 @@ def _settings(args: Args) -> dict[str, Any]:
         "evaluate": ("rounds", "batch_size", "num_images", "num_steps"),
         "parity": (),
         "sdp": ("rounds",),
+        "attacks": ("num_images", "only"),
     }
     trained = "trained" if args.checkpoints or args.network else "fresh"
     chosen: dict[str, Any] = {name: getattr(args, name) for name in used[args.which]}

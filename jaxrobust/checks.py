@@ -104,6 +104,12 @@ def check_sigma(value: Any, box: tuple[float, float] | None = None) -> None:
         )
 
 
+def check_temperature(value: Any) -> None:
+    """Refuse a softmax temperature that is not one positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < np.inf:
+        raise ValueError(f"temperature must be a positive, finite number; got {value!r}")
+
+
 def check_count(value: Any, name: str, least: int = 1) -> None:
     """Refuse a count that is not an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:

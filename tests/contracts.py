@@ -37,6 +37,9 @@ ATTACKS = {
 """Every attack within a ball."""
 
 MINIMUM_NORM = {
+    "boundary": functools.partial(
+        jr.attacks.boundary, num_steps=600, spherical_step=0.1, source_step=0.1, update_every=1
+    ),
     "carlini_wagner_l0": functools.partial(
         jr.attacks.carlini_wagner_l0,
         num_steps=40,
@@ -58,6 +61,7 @@ MINIMUM_NORM = {
     "fab": functools.partial(jr.attacks.fab, num_steps=20),
     "fab_targeted": functools.partial(jr.attacks.fab_targeted, num_steps=20, num_targets=3),
     "fmn": functools.partial(jr.attacks.fmn, num_steps=30),
+    "jsma": functools.partial(jr.attacks.jsma, on="softmax", theta=-1.0),
 }
 """Every minimum-norm attack, `attack(logits_fn, x, y, *, key, box, target, ...)`."""
 
@@ -68,13 +72,15 @@ COMMON = ATTACKS | {name: jr.attacks.against(attack) for name, attack in MINIMUM
 """Every attack, in the common form."""
 
 SPEAKS_OF = {
+    "boundary": ("l2",),
     "carlini_wagner_l0": (),
     "carlini_wagner_l2": ("l2",),
     "carlini_wagner_linf": ("linf",),
     "deepfool": ("linf", "l2"),
+    "jsma": (),
     "square": ("linf", "l2"),
 }
-"""Norms of an attack that does not know them all."""
+"""Norms of an attack that does not know them all; none where it speaks of pixels."""
 
 DETERMINISTIC = {"fgsm", "bim"} | {k for k in MINIMUM_NORM if k != "boundary"}
 """Attacks that draw nothing."""

@@ -23,6 +23,13 @@ UNAWARE = {"fgsm", "at_eps"}
 """Attacks that one step, or a radius of their own, keeps from the optimum within the box."""
 
 
+LOCAL = {"boundary"}
+"""Attacks that find the nearest image of the class they end in, which need not be the nearest."""
+
+GREEDY = {"jsma"}
+"""Attacks that promise no success; their own tests compare with brute force."""
+
+
 @functools.cache
 def affine(classes=4, batch=8):
     """A random affine classifier, images with pixels on the box's edge, and its own labels."""
@@ -80,9 +87,11 @@ def test_minimum_norm_untargeted(name, norm, batch):
     x_adv = np.asarray(minimum_norm(name, norm)(logits_fn, x, y, key=KEY))
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
-    assert (np.asarray(logits_fn(x_adv)).argmax(1) != y).all()
-    others = np.where(np.arange(4) == y[:, None], np.inf, exact(norm)[:batch]).min(1)
-    ratio = distance(norm, x, x_adv) / others
+    reached = np.asarray(logits_fn(x_adv)).argmax(1)
+    assert (reached != y).all()
+    others = np.where(np.arange(4) == y[:, None], np.inf, exact(norm)[:batch])
+    best = others[np.arange(batch), reached] if name in LOCAL else others.min(1)
+    ratio = distance(norm, x, x_adv) / best
     assert ratio.max() <= FACTOR.get(name, 1.25)
     assert ratio.min() >= 1 - 1e-4  # or the oracle is wrong
 
@@ -202,4 +211,5 @@ def test_any_number_of_classes(name, classes):
     x_adv = np.asarray(COMMON[name](logits_fn, x, y, key=KEY, ball=jr.Ball("linf", 0.3)))
     assert np.isfinite(x_adv).all()
     margin = jax.vmap(jr.losses.margin)
-    assert (np.asarray(margin(logits_fn(x_adv), y)) > np.asarray(margin(logits_fn(x), y))).all()
+    raised = np.asarray(margin(logits_fn(x_adv), y)) > np.asarray(margin(logits_fn(x), y))
+    assert (raised | ((x_adv == x).all(1) if name in GREEDY else False)).all()

@@ -1,5 +1,7 @@
 """Networks, their explicit layers, transforms, and models of other makes."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,3 +185,66 @@ def test_a_model_may_return_more_than_logits():
     )
     # Where the embedding alone matters, the penalty moves it down.
     assert (np.asarray(x_adv)[:, 3:] < np.asarray(x)[:, 3:]).all()
+
+
+@pytest.mark.parametrize(
+    ("widths", "shape", "flat"),
+    [((32, 64, 200), (28, 28, 1), 4 * 4 * 64), ((64, 128, 256), (32, 32, 3), 5 * 5 * 128)],
+)
+def test_carlini_wagner_cnn_has_its_published_size(widths, shape, flat):
+    model = jr.models.carlini_wagner_cnn(widths)
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    first, second, dense = widths
+    channels = (shape[-1], first, first, second, second)
+    convolutions = sum(9 * a * b + b for a, b in itertools.pairwise(channels))
+    affine = (flat + 1) * dense + (dense + 1) * dense + (dense + 1) * 10
+    expected = convolutions + affine
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == expected
+    assert expected == {1: 312_202, 3: 1_147_978}[shape[-1]]
+    assert jax.eval_shape(model.apply, variables, x).shape == (2, 10)
+
+
+def test_carlini_wagner_cnn_drops_in_training_only():
+    model = jr.models.carlini_wagner_cnn((2, 3, 50), num_classes=3)
+    x = jax.random.uniform(jax.random.key(0), (4, 16, 16, 1))
+    variables = model.init(jax.random.key(1), x)
+    params, state = variables["params"], {"dropout": variables["dropout"]}
+    forward, frozen = jr.objectives.from_stateful_module(model.apply)
+    first, after = forward(params, state, x)
+    again, _ = forward(params, state, x)
+    other, _ = forward(params, after, x)
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+    still, kept = frozen(params, state, x)
+    np.testing.assert_array_equal(still, model.apply({"params": params}, x))
+    np.testing.assert_array_equal(kept["dropout"]["key"], state["dropout"]["key"])
+
+    def mean_hidden(state, _):  # inverted dropout: the mean over masks is the network without
+        outputs, state = forward(params, state, x)
+        return state, outputs
+
+    # The second dense layer's ReLU aside: it is taken away by weights of zero before it.
+    params = jax.tree.map(jnp.copy, params)
+    params["Dense_1"]["bias"] = params["Dense_1"]["bias"] + 10.0
+    _, outputs = jax.lax.scan(mean_hidden, state, length=2000)
+    np.testing.assert_allclose(outputs.mean(0), frozen(params, state, x)[0], atol=0.05)
+
+    with pytest.raises(ValueError, match="multiples of 4, at least 16"):
+        model.init(jax.random.key(0), jnp.zeros((1, 12, 12, 1)))
+
+
+def test_carlini_wagner_cnn_trains_against_an_attack():
+    model = jr.models.carlini_wagner_cnn((2, 3, 8), num_classes=3)
+    x = np.random.default_rng(0).uniform(size=(8, 16, 16, 1)).astype(np.float32)
+    variables = model.init(jax.random.key(1), x)
+    forward, frozen = jr.objectives.from_stateful_module(model.apply)
+    objective = jr.objectives.madry(
+        forward, jr.attacks.fgsm, ball=jr.Ball("linf", 0.1), eval_forward=frozen
+    )
+    state = {"dropout": variables["dropout"]}
+    done = jr.train.fit(
+        objective, variables["params"], optax.sgd(0.1), (x, np.arange(8) % 3),
+        key=jax.random.key(2), num_epochs=1, batch_size=4, model_state=state,
+    )  # fmt: skip
+    assert not np.array_equal(done.model_state["dropout"]["key"], state["dropout"]["key"])

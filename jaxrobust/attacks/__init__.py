@@ -2,6 +2,7 @@
 
 from jaxrobust.attacks._apgd import apgd, apgd_targeted
 from jaxrobust.attacks._autoattack import autoattack, autoattack_members
+from jaxrobust.attacks._boundary import boundary
 from jaxrobust.attacks._carlini_wagner import carlini_wagner_l2
 from jaxrobust.attacks._carlini_wagner_l0 import carlini_wagner_l0
 from jaxrobust.attacks._carlini_wagner_linf import carlini_wagner_linf
@@ -10,6 +11,7 @@ from jaxrobust.attacks._deepfool import deepfool
 from jaxrobust.attacks._fab import fab, fab_targeted
 from jaxrobust.attacks._fmn import fmn
 from jaxrobust.attacks._gradient import Trace, bim, fgsm, pgd, pgd_trace
+from jaxrobust.attacks._jsma import jsma
 from jaxrobust.attacks._minimum_norm import EveryTarget, against, every_target, is_minimum_norm
 from jaxrobust.attacks._second_order import second_order
 from jaxrobust.attacks._square import square
@@ -24,6 +26,7 @@ __all__ = [
     "autoattack",
     "autoattack_members",
     "bim",
+    "boundary",
     "carlini_wagner_l0",
     "carlini_wagner_l2",
     "carlini_wagner_linf",
@@ -35,6 +38,7 @@ __all__ = [
     "first_success",
     "fmn",
     "is_minimum_norm",
+    "jsma",
     "on_alive",
     "pgd",
     "pgd_trace",

@@ -71,6 +71,7 @@ def lift_free(
     key: Keys,
     box: Box,
     target: Labels | None = None,
+    rows: dict[str, Any] | None = None,
     **static: Any,
 ) -> PyTree:
     """Run `search(model, x, y, key, box=box, **static)`, for no ball in particular, on each row.
@@ -86,6 +87,7 @@ def lift_free(
         key: One key, or one a row.
         box: Legal pixel values.
         target: `(batch,)` wanted classes; None where any wrong class will do.
+        rows: More arrays that the search is handed by name, one entry a row.
         static: Hashable arguments, part of the compiled program's identity.
     """
     check_box(box)
@@ -93,7 +95,7 @@ def lift_free(
     if target is not None:
         checks.check_labels(target, len(x), num_classes, "target")
     keys = row_keys(key, len(x))
-    rows = {} if target is None else {"target": jnp.asarray(target)}
+    rows = (rows or {}) | ({} if target is None else {"target": jnp.asarray(target)})
     static |= {"box": Box(*box)}
     return _run(
         search, tuple(sorted(static.items())), as_partial(logits_fn), jnp.asarray(x),

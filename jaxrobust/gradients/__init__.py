@@ -5,6 +5,7 @@ returns a function of the same signature whose value and derivative are the esti
 differentiates through `vjp`, so an estimator works with every attack.
 """
 
+from jaxrobust.gradients._black_box import bpda, nes, spsa
 from jaxrobust.gradients._canonical import canonical
 from jaxrobust.gradients._estimators import eot, exact, smoothed, step_key
 from jaxrobust.gradients._hessian import hessian_direction, perturbed
@@ -14,12 +15,15 @@ __all__ = [
     "GRADIENT",
     "Gradient",
     "OneExample",
+    "bpda",
     "canonical",
     "eot",
     "exact",
     "hessian_direction",
+    "nes",
     "perturbed",
     "smoothed",
+    "spsa",
     "step_key",
     "vjp",
 ]

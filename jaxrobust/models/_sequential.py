@@ -92,8 +92,8 @@ class MadryCNN(nn.Module):
             "kernel_init": nn.initializers.truncated_normal(0.1),
             "bias_init": nn.initializers.constant(0.1),
         }
-        x = _max_pool(nn.relu(nn.Conv(32, (5, 5), **init)(x)))
-        x = _max_pool(nn.relu(nn.Conv(64, (5, 5), **init)(x)))
+        x = max_pool(nn.relu(nn.Conv(32, (5, 5), **init)(x)))
+        x = max_pool(nn.relu(nn.Conv(64, (5, 5), **init)(x)))
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(1024, **init)(x))
         return nn.Dense(self.num_classes, **init)(x)
@@ -144,7 +144,11 @@ def _dense(params: Mapping[str, Any]) -> Dense:
     return Dense(params["kernel"], params["bias"])
 
 
-def _max_pool(x: Array) -> Array:
-    """2x2 max pooling by reshaping, whose gradient is cheaper on CPU than that of reduce_window."""
+def max_pool(x: Array) -> Array:
+    """2x2 max pooling by reshaping, whose gradient is cheaper on CPU than that of reduce_window.
+
+    >>> max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1)).ravel()
+    Array([3.], dtype=float32)
+    """
     b, h, w, c = x.shape
     return jnp.max(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))

@@ -8,6 +8,7 @@ from jaxrobust.objectives._base import (
     from_stateful_module,
     scale,
 )
+from jaxrobust.objectives._distillation import distillation
 from jaxrobust.objectives._lp import lp_robust
 from jaxrobust.objectives._madry import madry
 from jaxrobust.objectives._noise import gaussian_augmentation
@@ -23,6 +24,7 @@ __all__ = [
     "PairSolver",
     "add",
     "cross_entropy",
+    "distillation",
     "frobenius_norm",
     "from_loss",
     "from_module",

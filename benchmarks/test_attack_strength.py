@@ -1,0 +1,284 @@
+"""The attacks people measure with against their best PyTorch peers: strength and time, in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import foolbox
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torchattacks
+from art.attacks.evasion import SaliencyMapMethod
+from art.estimators.classification import PyTorchClassifier
+from jax.tree_util import Partial
+from torch import nn
+
+import jaxrobust as jr
+from benchmarks._rivals import (
+    from_torch,
+    logits_gap,
+    madry_network,
+    to_torch,
+    torch_madry_cnn,
+    use_fastest_threads,
+)
+from benchmarks.test_parity import digits_mlp
+
+EPS = 0.3
+STEPS = 100
+QUERIES = 5000
+SEED = 0
+
+
+class Victim(NamedTuple):
+    """A network in both libraries."""
+
+    logits_fn: Partial
+    module: nn.Module
+
+
+class Pair(NamedTuple):
+    """An attack of ours and its peer, in equal steps, on one network.
+
+    Attributes:
+        network: "natural" or "adversarial".
+        ours: In the common form.
+        theirs: `(module, images, labels) -> adversarial images`, NCHW.
+        norm: Of the distance that is compared.
+        eps: Radius that an image must stay within to count; None for minimum-norm attacks.
+        num_images: Images at most.
+    """
+
+    network: str
+    ours: Callable[..., Any]
+    theirs: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+    norm: str
+    eps: float | None
+    num_images: int = 500
+
+
+def of_torchattacks(name: str, **settings: Any) -> Callable[..., torch.Tensor]:
+    """An attack of torchattacks within linf `EPS`."""
+
+    def run(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return getattr(torchattacks, name)(module, norm="Linf", eps=EPS, **settings)(images, labels)
+
+    return run
+
+
+def of_foolbox(name: str, **settings: Any) -> Callable[..., torch.Tensor]:
+    """A minimum-norm attack of Foolbox."""
+
+    def run(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        model = foolbox.PyTorchModel(module, bounds=(0, 1), device="cpu")
+        criterion = foolbox.criteria.Misclassification(labels)
+        return getattr(foolbox.attacks, name)(**settings).run(model, images, criterion)
+
+    return run
+
+
+def autoattack_of_torchattacks(
+    module: nn.Module, images: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """AutoAttack standard at the published settings, each attack on what the last one left.
+
+    torchattacks' own `AutoAttack` runs ten steps.
+    """
+    members = [
+        of_torchattacks("APGD", steps=STEPS, loss="ce"),
+        of_torchattacks("APGDT", steps=STEPS),
+        of_torchattacks("FAB", steps=STEPS, multi_targeted=True),
+        of_torchattacks("Square", n_queries=QUERIES),
+    ]
+    found = images.clone()
+    for member in members:
+        with torch.no_grad():
+            standing = module(found).argmax(1) == labels
+        if standing.any():
+            attacked = member(module, images[standing], labels[standing])
+            # As the reference does: an image counts only within the ball.
+            within = (attacked - images[standing]).abs().flatten(1).amax(1) <= EPS + 1e-6
+            found[standing] = torch.where(within[:, None, None, None], attacked, images[standing])
+    return found
+
+
+def jsma_of_art(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """JSMA of the toolbox, on logits, towards the next class."""
+    classifier = PyTorchClassifier(
+        module, nn.CrossEntropyLoss(), tuple(images.shape[1:]), 10, clip_values=(0.0, 1.0),
+        device_type="cpu",
+    )  # fmt: skip
+    attack = SaliencyMapMethod(classifier, theta=1.0, gamma=1.0, batch_size=64, verbose=False)
+    target = np.eye(10, dtype=np.float32)[(labels.numpy() + 1) % 10]
+    return torch.from_numpy(attack.generate(images.numpy(), target))
+
+
+def jsma(logits_fn: Any, x: Any, y: Any, *, key: Any, ball: Any) -> Any:
+    """Our JSMA, towards the next class."""
+    target = (jnp.asarray(y) + 1) % 10
+    return jr.attacks.jsma(logits_fn, x, y, key=key, box=ball.box, target=target)
+
+
+a, against = jr.attacks, jr.attacks.against
+cw = {"num_steps": 200, "num_searches": 5}
+PAIRS: dict[str, Pair] = {
+    "APGD-CE": Pair(
+        "adversarial", functools.partial(a.apgd, num_steps=STEPS),
+        of_torchattacks("APGD", steps=STEPS, loss="ce"), "linf", EPS,
+    ),
+    "APGD-T": Pair(
+        "adversarial", functools.partial(a.apgd_targeted, num_steps=STEPS),
+        of_torchattacks("APGDT", steps=STEPS), "linf", EPS,
+    ),
+    "FAB-T": Pair(
+        "adversarial", against(functools.partial(a.fab_targeted, num_steps=STEPS)),
+        of_torchattacks("FAB", steps=STEPS, multi_targeted=True), "linf", EPS,
+    ),
+    "Square": Pair(
+        "adversarial", functools.partial(a.square, num_queries=QUERIES),
+        of_torchattacks("Square", n_queries=QUERIES), "linf", EPS,
+    ),
+    "AutoAttack standard": Pair(
+        "adversarial", a.autoattack, autoattack_of_torchattacks, "linf", EPS
+    ),
+    "Carlini-Wagner l2": Pair(
+        "natural", against(functools.partial(a.carlini_wagner_l2, **cw)),
+        of_foolbox("L2CarliniWagnerAttack", steps=200, binary_search_steps=5), "l2", None, 100,
+    ),
+    "DeepFool l2": Pair(
+        "natural", against(a.deepfool), of_foolbox("L2DeepFoolAttack"), "l2", None
+    ),
+    "DeepFool linf": Pair(
+        "natural", against(a.deepfool), of_foolbox("LinfDeepFoolAttack"), "linf", None
+    ),
+    "FMN l2": Pair(
+        "natural", against(functools.partial(a.fmn, num_steps=STEPS)),
+        of_foolbox("L2FMNAttack", steps=STEPS), "l2", None,
+    ),
+    "FMN linf": Pair(
+        "natural", against(functools.partial(a.fmn, num_steps=STEPS)),
+        of_foolbox("LInfFMNAttack", steps=STEPS), "linf", None,
+    ),
+    "JSMA": Pair("natural", jsma, jsma_of_art, "l0", None, 50),
+    "Boundary": Pair(
+        "natural", against(functools.partial(a.boundary, num_steps=1000)),
+        of_foolbox("BoundaryAttack", steps=1000), "l2", None, 50,
+    ),
+}  # fmt: skip
+"""By name. Budgets are equal, not always the published ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Where the networks lie and how much is attacked.
+
+    Attributes:
+        checkpoints: Folder with the runs of `experiments.madry_mnist`.
+        num_images: Images at most; the first of the test set's second half.
+        chunk: Images at once, and between two turns.
+        only: Parts of names of pairs; all if empty.
+    """
+
+    checkpoints: Path
+    num_images: int = 500
+    chunk: int = 50
+    only: tuple[str, ...] = ()
+
+    def victim(self, which: str) -> Victim:
+        """A network in both libraries."""
+        params, logits_fn = madry_network(self.checkpoints, which, SEED)
+        return Victim(logits_fn, torch_madry_cnn(params))
+
+
+def measure(setting: Setting) -> Mapping[str, list[dict[str, Any]]]:
+    """A table of each pair."""
+    test = jr.data.load("mnist", "test[5000:]")
+    tables = {}
+    for name, pair in PAIRS.items():
+        if setting.only and not any(part in name for part in setting.only):
+            continue
+        num = min(pair.num_images, setting.num_images)
+        victim = setting.victim(pair.network)
+        use_fastest_threads(victim.module, to_torch(test.x[: setting.chunk]))
+        tables[name] = race(pair, victim, test.x[:num], test.y[:num], setting.chunk)
+        print(name, *tables[name], sep="\n  ", flush=True)
+    return tables
+
+
+def race(
+    pair: Pair, victim: Victim, x: np.ndarray, y: np.ndarray, chunk: int
+) -> list[dict[str, Any]]:
+    """Both libraries, chunk after chunk in turn; ours compiles on the first before the clock runs."""
+    logits_gap(victim.logits_fn, victim.module, x[:chunk])
+    ball = jr.Ball("linf" if pair.norm == "l0" else pair.norm, pair.eps or 1.0)  # pyright: ignore
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(SEED), jnp.arange(len(x)))
+
+    def ours(at: np.ndarray) -> np.ndarray:
+        return np.asarray(pair.ours(victim.logits_fn, x[at], y[at], key=keys[at], ball=ball))
+
+    def theirs(at: np.ndarray) -> np.ndarray:
+        labels = torch.from_numpy(y[at].astype(np.int64))
+        return from_torch(pair.theirs(victim.module, to_torch(x[at]), labels))
+
+    seconds, found = {"jaxrobust": 0.0, "peer": 0.0}, {"jaxrobust": [], "peer": []}
+    runs = {"jaxrobust": ours, "peer": theirs}
+    chunks = [np.arange(start, min(start + chunk, len(x))) for start in range(0, len(x), chunk)]
+    ours(chunks[0])  # compiles; PyTorch has nothing to compile
+    for at in chunks:
+        for name, run in runs.items():
+            torch.manual_seed(SEED)
+            began = time.perf_counter()
+            found[name].append(run(at))
+            seconds[name] += time.perf_counter() - began
+    rows = []
+    for name in runs:
+        quality = judged(pair, victim, x, y, np.concatenate(found[name]))
+        ratio = seconds[name] / seconds["jaxrobust"]
+        rows.append({"library": name, "seconds": seconds[name], "ratio": ratio, **quality})
+    return rows
+
+
+def judged(
+    pair: Pair, victim: Victim, x: np.ndarray, y: np.ndarray, x_adv: np.ndarray
+) -> dict[str, float]:
+    """Robust accuracy within eps, or success and mean distance of minimum-norm attacks.
+
+    Images that are wrong from the start are broken at no distance, and left out of the mean.
+    """
+    right = np.argmax(victim.logits_fn(x), -1) == y
+    predicted = np.argmax(victim.logits_fn(jnp.asarray(x_adv)), -1)
+    delta = (np.asarray(x_adv, np.float64) - x).reshape(len(x), -1)
+    if pair.norm == "l0":
+        distance = (np.abs(delta) > 1e-6).sum(1).astype(float)
+    else:
+        distance = np.linalg.norm(delta, 2 if pair.norm == "l2" else np.inf, axis=1)
+    if pair.eps is not None:
+        broken = (predicted != y) & (distance <= pair.eps + 1e-5)
+        return {"robust_accuracy": float(np.mean(right & ~broken))}
+    reached = predicted == (y + 1) % 10 if pair.norm == "l0" else predicted != y
+    counted = right & reached
+    return {
+        "success": float(np.mean(reached[right])),
+        "mean_distance": float(distance[counted].mean()),
+        "median_distance": float(np.median(np.where(reached, distance, np.inf)[right])),
+        "num": int(right.sum()),
+    }
+
+
+@pytest.mark.parametrize("name", ["Carlini-Wagner l2", "DeepFool l2", "DeepFool linf", "FMN l2"])
+def test_no_farther_than_the_peer(name: str) -> None:
+    """Minimum-norm attacks, on a small network: as successful, at most 3 % farther on average."""
+    setting = digits_mlp()
+    num = 40
+    victim = Victim(setting.logits_fn, setting.module)
+    ours, theirs = race(PAIRS[name], victim, setting.x[:num], setting.y[:num], num)
+    assert ours["success"] >= theirs["success"]
+    assert ours["mean_distance"] <= 1.03 * theirs["mean_distance"]

@@ -1,0 +1,140 @@
+"""The measurements: attacks towards targets, chunk by chunk, and how far they had to go."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxrobust as jr
+
+CHUNK = 20
+"""Rows attacked at once, and kept on disk as they are finished."""
+
+GRID = np.arange(1, 101) / 100
+"""Radii among which one-step and iterative gradient sign find the smallest that succeeds."""
+
+
+def rows(x: np.ndarray, y: np.ndarray, num_images: int, every: bool, seed: int) -> Any:
+    """Images, labels and targets: one drawn at random for each image, or all nine of each."""
+    x, y = x[:num_images], y[:num_images]
+    if not every:
+        shift = np.random.default_rng(seed).integers(1, 10, size=num_images)
+        return x, y, ((y + shift) % 10).astype(np.int32)
+    target = np.stack([[t for t in range(10) if t != label] for label in y]).astype(np.int32)
+    return np.repeat(x, 9, axis=0), np.repeat(y, 9), target.ravel()
+
+
+def attacked(
+    attack: Callable[..., Any], logits_fn: Any, x: np.ndarray, y: np.ndarray,
+    target: np.ndarray | None, *, seed: int, folder: Path, about: Any,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Attack all rows; a chunk that is on disk already is not attacked again.
+
+    Args:
+        attack: Minimum-norm form; called with `target` unless that is None.
+        logits_fn: The network.
+        x: Images.
+        y: True classes.
+        target: Wanted classes, or None for any wrong class.
+        seed: Row i draws from `fold_in(key(seed), i)`.
+        folder: Where chunks are kept.
+        about: What the result depends on besides, as JSON: names the chunks' folder.
+    """
+    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(x)))
+    aim = jr.losses.margin if target is None else jr.losses.targeted(jr.losses.margin)
+    judge = jax.jit(jax.vmap(functools.partial(jr.losses.success, aim)))
+    parts = []
+    for start in range(0, len(x), CHUNK):
+        path = folder / name / f"{start:05d}.npz"
+        if not path.exists():
+            # The last chunk is filled with rows that are thrown away: one shape, one program.
+            part = np.arange(start, start + CHUNK) % len(x)
+            aimed = {} if target is None else {"target": target[part]}
+            x_adv = np.asarray(attack(logits_fn, x[part], y[part], key=keys[part], **aimed))
+            goal = y[part] if target is None else target[part]
+            reached = np.asarray(judge(logits_fn(x_adv), goal))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            jr.files.write_arrays(path, {"x_adv": x_adv, "success": reached})
+        with np.load(path) as kept:
+            parts.append(dict(kept))
+    found = {k: np.concatenate([p[k] for p in parts])[: len(x)] for k in ("x_adv", "success")}
+    return found | distances(found["x_adv"], x)
+
+
+def distances(x_adv: np.ndarray, x: np.ndarray) -> dict[str, np.ndarray]:
+    """l0 (a pixel of several colours counts once, as in the paper), l2 and linf of each row."""
+    delta = np.asarray(x_adv, np.float64) - x
+    pixels = np.any(delta != 0, axis=-1).reshape(len(x), -1)
+    flat = delta.reshape(len(x), -1)
+    return {
+        "l0": pixels.sum(1).astype(float),
+        "l2": np.linalg.norm(flat, axis=1),
+        "linf": np.abs(flat).max(1),
+    }
+
+
+def summary(found: dict[str, np.ndarray], norm: str, targets: int) -> dict[str, Any]:
+    """Mean distance over successes and share of successes: of each case, over the images.
+
+    Args:
+        found: Of `attacked`.
+        norm: The distance.
+        targets: Rows an image: 1 (the average case) or 9, of which the best case is the nearest
+            that was reached, and the worst the farthest, which fails where any target is missed.
+    """
+    reached = found["success"].reshape(-1, targets)
+    distance = np.where(reached, found[norm].reshape(-1, targets), np.nan)
+    if targets == 1:
+        return {"average": _case(distance[:, 0])}
+    some, all_of_them = reached.any(1), reached.all(1)
+    least = np.min(np.where(reached, distance, np.inf), axis=1)
+    return {
+        "best": _case(np.where(some, least, np.nan)),
+        "worst": _case(np.where(all_of_them, np.max(distance, axis=1), np.nan)),
+    }
+
+
+def _case(distance: np.ndarray) -> dict[str, Any]:
+    """Mean over what is no NaN, standard error, and share."""
+    reached = distance[~np.isnan(distance)]
+    error = reached.std(ddof=1) / np.sqrt(len(reached)) if len(reached) > 1 else None
+    return {
+        "mean": float(reached.mean()) if len(reached) else None,
+        "standard_error": None if error is None else float(error),
+        "probability": len(reached) / len(distance),
+        "num": len(distance),
+    }
+
+
+def smallest_radius(attack: Any, radii: Sequence[float] = tuple(GRID)) -> Callable[..., Any]:
+    """A targeted attack within a ball as one of minimum norm: the first radius that succeeds."""
+
+    @jax.jit
+    def run(logits_fn: Any, x: Any, y: Any, target: Any, key: Any) -> Any:
+        del y
+        aim = jr.losses.targeted(jr.losses.cross_entropy)
+
+        def at(best: Any, eps: Any) -> tuple[Any, None]:
+            x_adv = attack(logits_fn, x, target, key=key, ball=jr.Ball("linf", eps), loss=aim)
+            hit = jax.vmap(functools.partial(jr.losses.success, aim))(logits_fn(x_adv), target)
+            image, done = best
+            new = hit & ~done
+            mask = new.reshape(-1, *[1] * (x.ndim - 1))
+            return (jnp.where(mask, x_adv, image), done | new), None
+
+        start = (x, jnp.zeros(len(x), bool))
+        return jax.lax.scan(at, start, jnp.asarray(radii, x.dtype))[0][0]
+
+    def named(logits_fn: Any, x: Any, y: Any, *, key: Any, target: Any) -> Any:
+        return run(logits_fn, jnp.asarray(x), y, jnp.asarray(target), key)
+
+    return named

@@ -1,0 +1,125 @@
+"""The README's tables, from the recorded numbers, beside the paper's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from experiments import records
+from experiments.carlini_wagner.evaluate import METHODS, OBJECTIVES
+
+TABLE_3 = {
+    "f1": ("4.35, 100", "5.21, 100", "4.11, 100"),
+    "f2": ("3.22, 44", "8.99, 63", "15.06, 74"),
+    "f3": ("3.47, 44", "9.55, 63", "15.84, 74"),
+    "f4": ("4.03, 55", "7.49, 71", "7.60, 71"),
+    "f5": ("3.58, 100", "4.20, 100", "3.47, 100"),
+    "f6": ("3.47, 100", "4.11, 100", "3.41, 100"),
+    "f7": ("3.53, 100", "4.14, 100", "3.43, 100"),
+}
+"""Paper 001, Table III, average case: mean l2 and success in percent, by box method."""
+
+TABLE_4 = {
+    "mnist": {
+        "l0": ("8.5, 100", "16, 100", "33, 100"),
+        "JSMA-Z": ("20, 100", "56, 100", "180, 98"),
+        "JSMA-F": ("17, 100", "45, 100", "100, 100"),
+        "l2": ("1.36, 100", "1.76, 100", "2.60, 100"),
+        "DeepFool": ("2.11, 100", "", ""),
+        "linf": ("0.13, 100", "0.16, 100", "0.23, 100"),
+        "FGS": ("0.22, 100", "0.26, 42", "-, 0"),
+        "IGS": ("0.14, 100", "0.19, 100", "0.26, 100"),
+    },
+    "cifar10": {
+        "l0": ("5.9, 100", "13, 100", "24, 100"),
+        "JSMA-Z": ("20, 100", "58, 100", "150, 100"),
+        "JSMA-F": ("25, 100", "110, 100", "240, 100"),
+        "l2": ("0.17, 100", "0.33, 100", "0.51, 100"),
+        "DeepFool": ("0.85, 100", "", ""),
+        "linf": ("0.0092, 100", "0.013, 100", "0.019, 100"),
+        "FGS": ("0.015, 99", "0.029, 51", "0.34, 1"),
+        "IGS": ("0.0078, 100", "0.014, 100", "0.023, 100"),
+    },
+}
+"""Paper 001, Table IV: best, average and worst case; mean distance and success in percent."""
+
+TABLE_6 = {
+    "mnist": {
+        "l0": ("10, 100", "19, 100", "36, 100"),
+        "l2": ("1.7, 100", "2.2, 100", "2.9, 100"),
+        "linf": ("0.14, 100", "0.18, 100", "0.25, 100"),
+    },
+    "cifar10": {
+        "l0": ("7.4, 100", "15, 100", "29, 100"),
+        "l2": ("0.36, 100", "0.60, 100", "0.92, 100"),
+        "linf": ("0.002 (a typo?), 100", "0.023, 100", "0.038, 100"),
+    },
+}
+"""Paper 001, Table VI: the distilled networks."""
+
+CASES = ("best", "average", "worst")
+
+
+def fill(readme: Path, folder: Path) -> None:
+    """Put the tables between their marks in the README."""
+    found = records.read(folder)
+    tables = {
+        "table 3": _table_3(found),
+        "table 4 mnist": _cases(found, "mnist", "table 4", TABLE_4["mnist"]),
+        "table 6 mnist": _cases(found, "mnist", "table 6", TABLE_6["mnist"]),
+        "table 4 cifar10": _cases(found, "cifar10", "table 4", TABLE_4["cifar10"]),
+        "table 6 cifar10": _cases(found, "cifar10", "table 6", TABLE_6["cifar10"]),
+        "transfer": _transfer(found),
+    }
+    text = readme.read_text()
+    for name, table in tables.items():
+        mark = f"(<!-- {name} -->\n).*?(<!-- end -->)"
+        text = re.sub(mark, lambda at, table=table: f"{at[1]}{table}{at[2]}", text, flags=re.DOTALL)
+    readme.write_text(text)
+
+
+def _table_3(found: dict[str, Any]) -> str:
+    rows = []
+    for objective in OBJECTIVES:
+        cells = [objective]
+        for method, paper in zip(METHODS, TABLE_3[objective], strict=True):
+            one = found.get(f"mnist table 3 {objective} {method}")
+            cells += [_shown(one["found"]["average"]) if one else "", paper]
+        rows.append(cells)
+    head = ["", *(part for method in METHODS for part in (method.replace("_", " "), "paper"))]
+    return _table(head, rows)
+
+
+def _cases(found: dict[str, Any], data: str, table: str, paper: dict[str, Any]) -> str:
+    rows = []
+    for attack, published in paper.items():
+        at: dict[str, Any] = {}
+        for kind in ("average ", "every ", ""):
+            at |= found.get(f"{data} {table} {kind}{attack}", {}).get("found", {})
+        cells = [attack]
+        for case, number in zip(CASES, published, strict=True):
+            cells += [_shown(at[case]) if case in at else "", number]
+        rows.append(cells)
+    return _table(["", *(part for case in CASES for part in (case, "paper"))], rows)
+
+
+def _transfer(found: dict[str, Any]) -> str:
+    rows = []
+    for name, content in found.items():
+        if name.startswith("mnist transfer"):
+            at = content["found"]
+            share = [f"{100 * at['transferred'][k]:.0f}" for k in ("targeted", "untargeted")]
+            rows.append([f"{content['settings']['kappa']:g}", _shown(at["average"]), *share])
+    rows.sort(key=lambda row: float(row[0]))
+    return _table(["kappa", "on the natural network", "targeted, %", "untargeted, %"], rows)
+
+
+def _shown(case: dict[str, Any]) -> str:
+    mean = "-" if case["mean"] is None else f"{case['mean']:.3g}"
+    return f"{mean}, {100 * case['probability']:.0f} ({case['num']})"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]]) + "\n"
