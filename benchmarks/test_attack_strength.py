@@ -216,7 +216,7 @@ def measure(setting: Setting) -> Mapping[str, list[dict[str, Any]]]:
 def race(
     pair: Pair, victim: Victim, x: np.ndarray, y: np.ndarray, chunk: int
 ) -> list[dict[str, Any]]:
-    """Both libraries, chunk after chunk in turn; ours compiles on the first before the clock runs."""
+    """Both libraries in turn, chunk by chunk; ours compiles on the first before the clock runs."""
     logits_gap(victim.logits_fn, victim.module, x[:chunk])
     ball = jr.Ball("linf" if pair.norm == "l0" else pair.norm, pair.eps or 1.0)  # pyright: ignore
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(SEED), jnp.arange(len(x)))
