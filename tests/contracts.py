@@ -9,6 +9,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxrobust as jr
 from jaxrobust.layers import Dense, Flatten, Relu
@@ -20,19 +21,15 @@ ATTACKS = {
     "bim": functools.partial(jr.attacks.bim, num_steps=4),
     "pgd": FEW,
     "pgd with restarts": functools.partial(FEW, num_restarts=3),
-    "pgd, margin loss": functools.partial(FEW, loss=jr.losses.margin),
     "pgd, eot gradient": functools.partial(FEW, gradient=jr.gradients.eot(2)),
-    "pgd, smoothed gradient": functools.partial(FEW, gradient=jr.gradients.smoothed(0.05, 3)),
     "pgd, hessian direction": functools.partial(FEW, gradient=jr.gradients.hessian_direction(2)),
-    "square": functools.partial(jr.attacks.square, num_queries=300),
     "second_order": functools.partial(
-        jr.attacks.second_order, sigma=0.05, num_steps=10, num_samples=3
+        jr.attacks.second_order, sigma=0.05, num_steps=20, num_samples=3
     ),
-    "pgd_trace": lambda *args, **kwargs: jr.attacks.pgd_trace(*args, num_steps=20, **kwargs)[0],
+    "square": functools.partial(jr.attacks.square, num_queries=300),
     "first_success": jr.attacks.first_success({"fgsm": jr.attacks.fgsm, "pgd": FEW}, chunk=3),
     "apgd": functools.partial(jr.attacks.apgd, num_steps=20),
     "apgd_targeted": functools.partial(jr.attacks.apgd_targeted, num_steps=20, num_targets=2),
-    "at_eps": jr.attacks.at_eps(FEW, 0.05),
 }
 """Every attack within a ball."""
 
@@ -110,18 +107,23 @@ EPS = {"linf": 0.1, "l2": 0.5, "l1": 1.5}
 NORMS = tuple(EPS)
 
 
-def cases(names):
-    """Attack and norm: all norms of "pgd", one of each other, in turn.
+def norm_of(name):
+    """The norm in which an attack is put to most tests: another for each, in turn."""
+    norms = SPEAKS_OF.get(name) or NORMS  # one that speaks of pixels is handed any ball
+    return norms[list(COMMON).index(name) % len(norms)]
 
-    What an attack does with its ball is the ball's code, which `pgd` shows in every norm.
+
+def attack_cases(names, each_norm=False):
+    """Attack and norm: all of them, or all of "pgd" and one of each other.
+
+    What an attack does with its ball is the ball's code, which `pgd` shows in every norm. Tests of
+    one attack run in one process, which compiles it once for all of them.
     """
-    found = []
-    for number, name in enumerate(names):
-        norms = SPEAKS_OF.get(name) or NORMS  # one of no lp norm is handed any ball
-        found += (
-            [(name, n) for n in norms] if name == "pgd" else [(name, norms[number % len(norms)])]
-        )
-    return found
+    return [
+        pytest.param(name, norm, marks=pytest.mark.xdist_group(name))
+        for name in names
+        for norm in (SPEAKS_OF.get(name, NORMS) if each_norm or name == "pgd" else [norm_of(name)])
+    ]
 
 
 TAKES_A_NORM = [k for k, f in CERTIFICATES.items() if "norm" in inspect.signature(f).parameters]

@@ -19,8 +19,8 @@ MEASURE = {"linf": "inf", "l2": 2, "l1": 1}
 FACTOR = {"deepfool": 1.02 + 1e-3, "fab_targeted": 1.01}
 """Most that an untargeted minimum-norm attack may exceed the exact distance by; 1.25 elsewhere."""
 
-UNAWARE = {"fgsm", "at_eps"}
-"""Attacks that one step, or a radius of their own, keeps from the optimum within the box."""
+UNAWARE = {"fgsm"}
+"""Attacks that one step keeps from the optimum within the box."""
 
 
 LOCAL = {"boundary"}
@@ -71,7 +71,20 @@ def distance(norm, x, x_adv):
 def cases(names, sizes=(1, 3, 8)):
     """Name, norm and batch size, the sizes in turn."""
     pairs = [(name, norm) for name in names for norm in SPEAKS_OF.get(name, NORMS)]
-    return [(*pair, sizes[i % len(sizes)]) for i, pair in enumerate(pairs)]
+    return [
+        pytest.param(*pair, sizes[i % len(sizes)], marks=pytest.mark.xdist_group(pair[0]))
+        for i, pair in enumerate(pairs)
+    ]
+
+
+def by_name(names):
+    """A test of each attack."""
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
+    )
+
+
+attacks, minimum_norms = by_name(COMMON), by_name(MINIMUM_NORM)
 
 
 def minimum_norm(name, norm):
@@ -122,41 +135,38 @@ def test_within_a_ball(name, norm, batch):
     assert (distance(norm, x, x_adv) <= eps * (1 + 1e-4)).all()
 
 
-def constant(x):
-    return jnp.zeros((len(x), 3)) * x.reshape(len(x), -1)[:, :1]
+MISLEADING = ("constant", "broken", "flat")
 
 
-def broken(x):
-    """NaN as soon as a pixel differs from the half."""
-    off = jnp.any(x.reshape(len(x), -1) != 0.5, -1, keepdims=True)
-    return jnp.where(off, jnp.nan, jnp.array([1.0, 0.0, 0.0]))
+def misleading(which, x):
+    """One of three: no difference anywhere; NaN off the half; steps without a gradient."""
+    rows = x.reshape(len(x), -1)
+    off = jnp.any(rows != 0.5, -1, keepdims=True)
+    broken = jnp.where(off, jnp.nan, jnp.array([1.0, 0.0, 0.0]))
+    flat = jax.nn.one_hot(jnp.where(rows[:, 0] > 0.6, 1, 0), 3)
+    return jnp.stack([0 * flat, broken, flat])[which]
 
 
-def flat(x):
-    """No gradient anywhere, class 1 where the first pixel is above 0.6."""
-    first = x.reshape(len(x), -1)[:, 0]
-    return jax.nn.one_hot(jnp.where(first > 0.6, 1, 0), 3)
-
-
-@pytest.mark.parametrize("name", COMMON)
-@pytest.mark.parametrize("model", [constant, broken, flat])
-def test_no_false_success_on_a_model_that_misleads(name, model):
+@attacks
+def test_no_false_success_on_a_model_that_misleads(name):
     """What comes back is finite and legal, and the clean image where a minimum-norm attack fails.
 
     Images on which the model's logits are NaN are wrong, so `broken` is broken by any of them.
     """
     x, y = np.full((2, *SHAPE), 0.5, np.float32), np.zeros(2, np.int32)
-    x_adv = np.asarray(COMMON[name](model, x, y, key=KEY, ball=jr.Ball("linf", 0.05)))
-    assert np.isfinite(x_adv).all()
-    assert x_adv.min() >= 0
-    assert x_adv.max() <= 1
-    if name in MINIMUM_NORM:
-        wrong = np.asarray(jr.types.predicted_class(model(jnp.asarray(x_adv)))) != y
-        np.testing.assert_array_equal(x_adv[~wrong], x[~wrong])
+    for which in range(len(MISLEADING)):
+        model = jax.tree_util.Partial(misleading, jnp.asarray(which))
+        x_adv = np.asarray(COMMON[name](model, x, y, key=KEY, ball=jr.Ball("linf", 0.05)))
+        assert np.isfinite(x_adv).all(), MISLEADING[which]
+        assert x_adv.min() >= 0
+        assert x_adv.max() <= 1
+        if name in MINIMUM_NORM:
+            wrong = np.asarray(jr.types.predicted_class(model(jnp.asarray(x_adv)))) != y
+            np.testing.assert_array_equal(x_adv[~wrong], x[~wrong])
 
 
-@pytest.mark.parametrize("name", COMMON)
-def test_randomised_models_are_attacked_and_change_with_the_key(name):
+@attacks
+def test_randomised_models_are_attacked(name):
     def noisy(x, key):
         flat = x.reshape(len(x), -1)
         return jnp.stack(
@@ -170,7 +180,7 @@ def test_randomised_models_are_attacked_and_change_with_the_key(name):
     assert (x_adv.sum(1) < x.sum(1)).all()
 
 
-@pytest.mark.parametrize("name", MINIMUM_NORM)
+@minimum_norms
 def test_a_wrong_image_comes_back_as_it_is(name):
     logits_fn, _, _, x, y = affine()
     wrong = ((y + 1) % 4).astype(np.int32)
@@ -180,7 +190,7 @@ def test_a_wrong_image_comes_back_as_it_is(name):
         np.testing.assert_array_equal(x_adv, x)
 
 
-@pytest.mark.parametrize("name", TARGETED)
+@by_name(TARGETED)
 @pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -197,9 +207,9 @@ def test_wrong_targets_and_boxes_are_refused(name, change, message):
         MINIMUM_NORM[name](logits_fn, x, y, key=KEY, **change)
 
 
+@attacks
 @pytest.mark.parametrize("classes", [2, 3, 1000])
-@pytest.mark.parametrize("name", COMMON)
-def test_any_number_of_classes(name, classes):
+def test_any_number_of_classes_of_any_callable(name, classes):
     rng = np.random.default_rng(classes)
     kernel = jnp.asarray(rng.normal(size=(6, classes)), jnp.float32)
 

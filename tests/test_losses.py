@@ -54,3 +54,107 @@ def test_logits_that_are_not_finite_predict_nothing():
 def test_targeted_losses_are_equal_so_that_nothing_is_retraced():
     assert losses.targeted(losses.margin) == losses.targeted(losses.margin)
     assert hash(losses.targeted(losses.margin)) == hash(losses.targeted(losses.margin))
+
+
+SEVEN = [getattr(losses, f"f{i}") for i in range(1, 8)]
+EXACT = [losses.f2, losses.f3, losses.f6, losses.f7]
+
+
+def paper_f(number, z, t):
+    """Carlini and Wagner's objectives as corrected, in NumPy, for a target t."""
+    f = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+    others = np.delete(np.arange(z.size), t)
+    gap_f, gap_z = f[others].max() - f[t], z[others].max() - z[t]
+    return {
+        1: -np.log2(f[t]) - 1,
+        2: max(gap_f, 0),
+        3: np.log1p(np.exp(gap_f)) - np.log(2),
+        4: max(0.5 - f[t], 0),
+        5: -np.log(2 * f[t]),
+        6: max(gap_z, 0),
+        7: np.log1p(np.exp(gap_z)) - np.log(2),
+    }[number]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-8, 8, width=32), min_size=4, max_size=4), st.integers(0, 3))
+def test_carlini_wagner_objectives(values, t):
+    z = np.array(values)
+    with jax.enable_x64(True):
+        logits, target = jnp.asarray(z), jnp.asarray(t)
+        for number, loss in enumerate(SEVEN, 1):
+            got = losses.targeted(loss)(logits, target)
+            np.testing.assert_allclose(-got, paper_f(number, z, t), atol=1e-9)
+            # Untargeted: the best over all other classes, as the paper attacks.
+            best = min(paper_f(number, z, i) for i in range(4) if i != t)
+            np.testing.assert_allclose(-loss(logits, target), best, atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-60, 60), min_size=4, max_size=4, unique=True), st.integers(0, 3))
+def test_which_objectives_are_zero_exactly_on_success(values, t):
+    """Logits a twentieth apart, so that no tie and no rounding decides."""
+    logits, target = jnp.asarray(values, jnp.float32) / 20, jnp.asarray(t)
+    for aim in (lambda loss: loss, losses.targeted):
+        for loss in SEVEN:
+            reached = bool(losses.success(aim(loss), logits, target))
+            claimed = float(aim(loss)(logits, target)) >= 0
+            assert reached or not claimed  # one half implies it
+            if loss in EXACT:
+                assert claimed == reached
+
+
+@pytest.mark.parametrize("loss", SEVEN)
+def test_confidence_is_a_margin_of_logits(loss):
+    sure = losses.confident(loss, 2.0)
+    for gap in (1.9, 2.1):
+        logits = jnp.array([0.0, gap, -30.0])
+        assert bool(losses.success(sure, logits, jnp.array(0))) == (gap > 2)
+        assert bool(losses.success(losses.targeted(sure), logits, jnp.array(1))) == (gap > 2)
+        if loss in EXACT:
+            assert (float(sure(logits, jnp.array(0))) >= 0) == (gap > 2)
+    assert losses.confident(losses.targeted(loss), 2.0) == losses.targeted(sure)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_confidence_needs_a_loss_that_has_it():
+    assert losses.confident(losses.margin, 0.0) is losses.margin
+    with pytest.raises(ValueError, match=r"kappa above 0 needs one of losses.f1 to f7"):
+        losses.confident(losses.margin, 1.0)
+    with pytest.raises(ValueError, match="kappa must be finite and at least 0; got -1"):
+        losses.confident(losses.f6, -1.0)
+
+
+def test_dlr_by_hand_and_at_any_scale():
+    logits, y = jnp.array([3.0, 5.0, 1.0, -1.0]), jnp.array(0)
+    np.testing.assert_allclose(losses.dlr(logits, y), (5 - 3) / (5 - 1), rtol=1e-6)
+    np.testing.assert_allclose(losses.dlr(logits, jnp.array(1)), -(5 - 3) / (5 - 1), rtol=1e-6)
+    towards = losses.targeted_dlr(logits, y, jnp.array(2))
+    np.testing.assert_allclose(towards, (1 - 3) / (5 - (1 - 1) / 2), rtol=1e-6)
+    for scale in (1e-3, 1e3):
+        np.testing.assert_allclose(losses.dlr(scale * logits, y), losses.dlr(logits, y), rtol=1e-5)
+        scaled = losses.targeted_dlr(scale * logits, y, jnp.array(2))
+        np.testing.assert_allclose(scaled, towards, rtol=1e-5)
+
+
+def test_dlr_of_few_classes():
+    three = jnp.array([3.0, 5.0, 1.0])
+    towards = losses.targeted_dlr(three, jnp.array(0), jnp.array(2))
+    np.testing.assert_allclose(towards, (1 - 3) / (5 - 1), rtol=1e-6)
+    two = jnp.array([3.0, 5.0])
+    assert float(losses.dlr(two, jnp.array(0))) == 2
+    assert float(losses.targeted_dlr(two, jnp.array(0), jnp.array(1))) == 2
+
+
+def test_a_penalty_is_paid_and_stays_one_where_the_loss_is_targeted():
+    def penalty(outputs, y):
+        return jax.nn.relu(outputs[1] - 1.0)
+
+    both = losses.penalized(losses.f6, penalty)
+    logits = jnp.array([0.0, 1.0])
+    for embedding, paid in ((0.5, 0.0), (3.0, 2.0)):
+        outputs = (logits, jnp.asarray(embedding))
+        for loss, y in ((both, 0), (losses.targeted(both), 1)):
+            assert float(loss(outputs, jnp.asarray(y))) == -paid
+            assert bool(losses.success(loss, outputs, jnp.asarray(y))) == (paid == 0)
+    assert losses.confident(both, 1.0).loss.kappa == 1.0

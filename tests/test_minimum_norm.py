@@ -1,0 +1,94 @@
+"""Minimum-norm attacks in the common form, towards every target, and attacks on other models."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contracts import problem
+
+import jaxrobust as jr
+
+KEY = jax.random.key(5)
+FMN = functools.partial(jr.attacks.fmn, num_steps=20)
+
+
+def test_every_target_is_the_attack_towards_each():
+    logits_fn, _, x, y = problem(0, batch=4, sizes=(6, 8, 4))
+    found = jr.attacks.every_target(FMN)(logits_fn, x, y, key=KEY)
+    assert found.x_adv.shape == (4, 3, 6)
+    for i, label in enumerate(y):
+        assert found.target[i].tolist() == [t for t in range(4) if t != label]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(4))
+    for j in range(3):
+        target = np.asarray(found.target[:, j])
+        alone = FMN(logits_fn, x, y, key=jax.vmap(jax.random.fold_in)(keys, target), target=target)
+        np.testing.assert_allclose(found.x_adv[:, j], alone, atol=1e-5)
+        hit = np.asarray(logits_fn(found.x_adv[:, j])).argmax(-1) == target
+        np.testing.assert_array_equal(found.success[:, j], hit)
+    assert found.success.any()
+
+
+def test_against_hands_on_the_box_and_the_norm_and_ignores_the_radius():
+    logits_fn, _, x, y = problem(1, batch=4)
+    for norm in ("linf", "l2"):
+        alone = jr.attacks.deepfool(logits_fn, x, y, key=KEY, norm=norm)
+        for eps in (0.0, 0.5):
+            ball = jr.Ball(norm, eps)
+            x_adv = jr.attacks.against(jr.attacks.deepfool)(logits_fn, x, y, key=KEY, ball=ball)
+            np.testing.assert_array_equal(x_adv, alone)
+    wide = jr.Box(-1.0, 2.0)
+    alone = jr.attacks.deepfool(logits_fn, x, y, key=KEY, box=wide)
+    x_adv = jr.attacks.against(jr.attacks.deepfool)(
+        logits_fn, x, y, key=KEY, ball=jr.Ball("l2", 0.1, wide)
+    )
+    np.testing.assert_array_equal(x_adv, alone)
+
+
+def test_first_success_counts_an_image_only_within_the_ball():
+    logits_fn, _, x, y = problem(2, batch=8)
+    free = jr.attacks.against(jr.attacks.deepfool)
+    ball = jr.Ball("l2", 0.15)
+    x_adv = np.asarray(
+        jr.attacks.first_success({"deepfool": free})(logits_fn, x, y, key=KEY, ball=ball)
+    )
+    length = np.linalg.norm(x_adv - x, axis=1)
+    assert (length <= 0.15 * (1 + 1e-5)).all()
+    least = np.linalg.norm(np.asarray(free(logits_fn, x, y, key=KEY, ball=ball)) - x, axis=1)
+    assert 0 < np.mean(least < 0.15) < 1
+    wrong = np.asarray(logits_fn(x_adv)).argmax(-1) != y
+    np.testing.assert_array_equal(wrong, least < 0.15)
+
+
+def test_a_member_that_fails_is_not_believed():
+    logits_fn, _, x, y = problem(3, batch=4)
+
+    def broken(logits_fn, x, y, *, key, ball):
+        return jnp.full_like(x, jnp.nan)
+
+    attack = jr.attacks.first_success({"broken": broken})
+    x_adv = attack(logits_fn, x, y, key=KEY, ball=jr.Ball("linf", 0.1))
+    np.testing.assert_array_equal(x_adv, x)
+
+
+def test_transfer_is_the_attack_on_the_other_model():
+    source, _, x, y = problem(4)
+    victim, _, _, _ = problem(5)
+    attack = functools.partial(jr.attacks.pgd, num_steps=3)
+    ball = jr.Ball("linf", 0.1)
+    x_adv = jr.attacks.transfer(source, attack)(victim, x, y, key=KEY, ball=ball)
+    np.testing.assert_array_equal(x_adv, attack(source, x, y, key=KEY, ball=ball))
+    assert not np.array_equal(x_adv, attack(victim, x, y, key=KEY, ball=ball))
+    attacks = {"transfer": jr.attacks.transfer(source, attack)}
+    labels = np.asarray(victim(x)).argmax(-1)
+    report = jr.evaluate(victim, (x, labels), attacks=attacks, ball=ball, key=KEY, batch_size=2)
+    assert report.attacks["transfer"].gradients == 3
+
+
+@pytest.mark.usefixtures("untyped")
+def test_the_victim_must_be_able_to_take_the_images():
+    source, _, x, y = problem(4)
+    attack = jr.attacks.transfer(source, jr.attacks.fgsm)
+    with pytest.raises(ValueError, match=r"labels in 0\.\.1"):
+        attack(lambda x: x[:, :2], x, y, key=KEY, ball=jr.Ball("linf", 0.1))
