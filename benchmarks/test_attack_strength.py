@@ -96,7 +96,7 @@ def autoattack_of_torchattacks(
         of_torchattacks("APGD", steps=STEPS, loss="ce"),
         of_torchattacks("APGDT", steps=STEPS),
         of_torchattacks("FAB", steps=STEPS, multi_targeted=True),
-        of_torchattacks("Square", n_queries=QUERIES),
+        of_torchattacks("Square", n_queries=QUERIES, resc_schedule=False),
     ]
     found = images.clone()
     for member in members:

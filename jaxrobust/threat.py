@@ -187,4 +187,5 @@ def _shrink_to_sum(magnitude: Array, room: Array, total: float | Array) -> Array
     sum_before = jnp.where(segment > 0, sum_after[segment - 1], 0.0)
     t = kinks[segment] - (total - sum_before) / jnp.maximum(slope[segment], 1.0)
     t = jnp.maximum(t, 0.0)
-    return jnp.clip(a - t, 0.0, c).reshape(magnitude.shape)
+    kept = jnp.clip(a - t, 0.0, c) * (total > 0)  # nothing, whatever the rounding of t
+    return kept.reshape(magnitude.shape)

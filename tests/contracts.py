@@ -22,7 +22,6 @@ ATTACKS = {
     "pgd": FEW,
     "pgd with restarts": functools.partial(FEW, num_restarts=3),
     "pgd, eot gradient": functools.partial(FEW, gradient=jr.gradients.eot(2)),
-    "pgd, hessian direction": functools.partial(FEW, gradient=jr.gradients.hessian_direction(2)),
     "second_order": functools.partial(
         jr.attacks.second_order, sigma=0.05, num_steps=20, num_samples=3
     ),
@@ -35,7 +34,7 @@ ATTACKS = {
 
 MINIMUM_NORM = {
     "boundary": functools.partial(
-        jr.attacks.boundary, num_steps=600, spherical_step=0.1, source_step=0.1, update_every=1
+        jr.attacks.boundary, num_steps=400, spherical_step=0.1, source_step=0.1, update_every=1
     ),
     "carlini_wagner_l0": functools.partial(
         jr.attacks.carlini_wagner_l0,

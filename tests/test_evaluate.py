@@ -481,3 +481,59 @@ def test_evaluate_refuses_a_bound_of_a_smaller_box():
             logits_fn, (x, y), attacks={}, certificates={"lp": certificate}, ball=wide,
             key=jax.random.key(0),
         )  # fmt: skip
+
+
+def test_logits_that_break_under_attack_are_reported():
+    def fragile(x):
+        off = jnp.any(jnp.abs(x - 0.5) > 0.01, -1, keepdims=True)
+        return jnp.where(off, jnp.nan, jnp.stack([x.sum(-1), x[:, 0] * 0], -1))
+
+    x, y = np.full((4, 3), 0.5, np.float32), np.zeros(4, np.int32)
+    report = run(fragile, x, y, attacks={"fgsm": jr.attacks.fgsm})
+    assert report.robust_accuracy == 0
+    assert [f.name for f in report.findings] == ["logits not finite: fgsm"]
+    assert report.findings[0].value == 4
+
+
+def quantised(x):
+    """No derivative at all: the host computes it."""
+    shape = jax.ShapeDtypeStruct((*x.shape[:-1], 2), x.dtype)
+
+    def on_host(x):
+        level = np.floor(np.asarray(x) * 20) / 20
+        return np.stack([level.sum(-1), 1.5 - level.sum(-1)], -1).astype(x.dtype)
+
+    return jax.pure_callback(on_host, shape, x, vmap_method="expand_dims")
+
+
+def test_black_box_attacks_need_no_gradient_of_the_model():
+    x = images(3, 12, (3,)) * 0.2 + 0.3
+    y = np.asarray(quantised(jnp.asarray(x))).argmax(-1)
+    guessing = functools.partial(PGD, gradient=jr.gradients.spsa(8, 0.1))
+    source = lambda x: jnp.stack([x.sum(-1), 1.5 - x.sum(-1)], -1)
+    attacks = {"spsa": guessing, "transfer": jr.attacks.transfer(source, PGD)}
+    report = run(quantised, x, y, attacks=attacks, survivors_only=False)
+    assert report.findings == []
+    assert report.attacks["spsa"].gradients == 0
+    assert report.attacks["spsa"].forwards >= 5 * 16
+    assert max(report.accuracy_under.values()) < 0.5
+
+
+def test_black_box_attacks_that_find_more_are_reported(case):
+    logits_fn, _, x, y = case
+    hidden = lambda x: logits_fn(jnp.round(x * 1e4) / 1e4)  # no gradient
+    attacks = {"pgd": PGD, "transfer": jr.attacks.transfer(logits_fn, PGD)}
+    report = run(hidden, x, y, attacks=attacks)
+    names = [f.name for f in report.findings]
+    assert "gradient masking suspected: transfer" in names
+    assert "zero gradients" in names
+
+
+def test_a_model_without_derivative_is_a_finding():
+    def flat(logits_fn, x, y, *, key, ball):  # asks for a gradient, and does without
+        return jr.attacks.pgd(lambda x: x[:, :2], x, y, key=key, ball=ball, num_steps=1)
+
+    x = images(4, 4, (3,))
+    y = np.asarray(quantised(jnp.asarray(x))).argmax(-1)
+    report = run(quantised, x, y, attacks={"flat": flat})
+    assert "no gradients" in [f.name for f in report.findings]

@@ -158,3 +158,36 @@ def test_a_penalty_is_paid_and_stays_one_where_the_loss_is_targeted():
             assert float(loss(outputs, jnp.asarray(y))) == -paid
             assert bool(losses.success(loss, outputs, jnp.asarray(y))) == (paid == 0)
     assert losses.confident(both, 1.0).loss.kappa == 1.0
+
+
+@pytest.mark.parametrize("loss", SEVEN)
+def test_untargeted_confidence_is_over_the_true_class_alone(loss):
+    """Two wrong classes at the top, close together: one of them need not beat the other."""
+    sure = losses.confident(loss, 1.0)
+    logits, y = jnp.array([0.0, 5.0, 4.9]), jnp.array(0)
+    assert bool(losses.success(sure, logits, y))
+    if loss in EXACT:
+        assert float(sure(logits, y)) >= 0
+        near = jnp.array([0.0, 0.9, 0.8])
+        assert float(sure(near, y)) < 0
+        slope = jax.grad(sure)(near, y)
+        assert slope[1] > 0 > slope[0]
+        assert slope[2] == 0 or loss in (losses.f2, losses.f3)
+
+
+def test_dlr_leaves_out_classes_that_are_ruled_out():
+    some = jnp.array([3.0, 5.0, 1.0, -1.0])
+    more = jnp.concatenate([some, jnp.full(3, -jnp.inf)])
+    for y, target in ((0, 2), (1, 3)):
+        assert float(losses.dlr(more, jnp.array(y))) == float(losses.dlr(some, jnp.array(y)))
+        aims = (jnp.array(y), jnp.array(target))
+        assert float(losses.targeted_dlr(more, *aims)) == float(losses.targeted_dlr(some, *aims))
+    two = jnp.array([3.0, 5.0, -jnp.inf, -jnp.inf, -jnp.inf])
+    slope = jax.grad(losses.dlr)(two, jnp.array(0))
+    np.testing.assert_array_equal(slope, [-1, 1, 0, 0, 0])
+
+
+@pytest.mark.usefixtures("untyped")
+def test_a_target_is_given_once():
+    with pytest.raises(ValueError, match="must not be targeted already"):
+        losses.targeted(losses.targeted(losses.margin))

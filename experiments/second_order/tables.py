@@ -40,6 +40,8 @@ def _choices(found: dict[str, Any]) -> str:
     """What was tried on held-out images; the best in bold."""
     rows = []
     for name, content in found.items():
+        if not name.startswith("choice "):
+            continue
         best = content["found"]["best"]
         for one in content["found"]["tried"]:
             search = one["search"]

@@ -6,7 +6,14 @@ from jaxrobust.attacks._boundary import boundary
 from jaxrobust.attacks._carlini_wagner import carlini_wagner_l2
 from jaxrobust.attacks._carlini_wagner_l0 import carlini_wagner_l0
 from jaxrobust.attacks._carlini_wagner_linf import carlini_wagner_linf
-from jaxrobust.attacks._compose import at_eps, first_success, on_alive, salted, transfer
+from jaxrobust.attacks._compose import (
+    at_eps,
+    first_success,
+    is_transfer,
+    on_alive,
+    salted,
+    transfer,
+)
 from jaxrobust.attacks._deepfool import deepfool
 from jaxrobust.attacks._fab import fab, fab_targeted
 from jaxrobust.attacks._fmn import fmn
@@ -38,6 +45,7 @@ __all__ = [
     "first_success",
     "fmn",
     "is_minimum_norm",
+    "is_transfer",
     "jsma",
     "on_alive",
     "pgd",

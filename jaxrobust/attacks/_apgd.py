@@ -184,7 +184,8 @@ def _best_run(
             reached = aim(model(image, now)) if stops else nowhere
             return value.astype(x.dtype), slope, reached
 
-        found = ascend(evaluate, x, ball, start_key, num_steps, larger_eps)
+        needed = ~best.reached
+        found = ascend(evaluate, x, ball, start_key, num_steps, larger_eps, needed)
         better = found.reached | (found.loss > best.loss)
         return jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best)
 

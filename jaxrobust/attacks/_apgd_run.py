@@ -108,9 +108,12 @@ def random_start(x: Float[Array, "*d"], ball: Ball, key: Key[Array, ""]) -> Floa
 
 def ascend(
     evaluate: Evaluate, x: Float[Array, "*d"], ball: Ball, key: Key[Array, ""], num_steps: int,
-    larger_eps: bool,
+    larger_eps: bool, needed: Bool[Array, ""],
 ) -> Run:  # fmt: skip
-    """Climb from a random start; ends at the first image that reaches the aim."""
+    """Climb from a random start; ends at the first image that reaches the aim, or where not needed.
+
+    Under `vmap`, an example that is through with all its runs thus holds up no other's.
+    """
     timetable = plan(num_steps, ball.norm, larger_eps)
     factor, begins, window = (jnp.asarray(column) for column in timetable)
 
@@ -157,7 +160,8 @@ def ascend(
 
     start = ball_of(0)
     state = fresh(random_start(x, start, key), start.eps)
-    return at_most(len(timetable.factor), lambda state: ~state.best.reached, turn, state).best
+    goes_on = lambda state: needed & ~state.best.reached
+    return at_most(len(timetable.factor), goes_on, turn, state).best
 
 
 def halving(pace: Pace, window: Any, loss: Array) -> tuple[Pace, Array]:

@@ -13,15 +13,11 @@ from jaxrobust import checks, gradients, losses
 from jaxrobust.gradients import Gradient
 from jaxrobust.losses import Loss
 from jaxrobust.threat import Box
-from jaxrobust.types import logits_of
 
 METHODS = ("change_of_variable", "clipped", "projected")
 
 INSIDE = 0.999999
 """Share of the box that the change of variable starts within, as in the authors' code."""
-
-ROUNDING = 16
-"""A margin below so many units in the last place of the logits is no success elsewhere."""
 
 
 class Adam(NamedTuple):
@@ -150,17 +146,6 @@ def look(
 def aim(loss: Loss, target: Any) -> Loss:
     """The loss, in its targeted form where there is a target."""
     return loss if target is None else losses.targeted(loss)
-
-
-def clear_success(loss: Loss, outputs: Any, label: Any) -> Bool[Array, ""]:
-    """`losses.success` by more than rounding, so that it holds in any other compilation too.
-
-    The best of thousands of images lies as near to the boundary as it can.
-    """
-    logits = logits_of(outputs)
-    size = jnp.max(jnp.where(jnp.isfinite(logits), jnp.abs(logits), 0))
-    clear = jnp.abs(losses.margin(logits, label)) > ROUNDING * jnp.finfo(logits.dtype).eps * size
-    return losses.success(loss, outputs, label) & clear
 
 
 def check_descent(

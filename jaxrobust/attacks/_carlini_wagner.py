@@ -15,14 +15,13 @@ from jaxrobust.attacks._box_descent import (
     adam_step,
     aim,
     check_descent,
-    clear_success,
     look,
     pick,
     place,
     settle,
     variable_of,
 )
-from jaxrobust.attacks._lift import lift_free
+from jaxrobust.attacks._lift import clear_success, lift_free
 from jaxrobust.gradients import Gradient
 from jaxrobust.loops import at_most
 from jaxrobust.losses import Loss

@@ -82,15 +82,16 @@ def on_alive(attack: Attack, chunk: int) -> Callable[..., Array]:
         order = jnp.argsort(~alive, stable=True)
         num_alive = jnp.sum(alive)
         num_chunks = -(-num_rows // chunk)
-        # Fill the last chunk by repeating rows: their work is thrown away below.
-        order = order[jnp.arange(num_chunks * chunk) % num_rows]
+        # Fill the last chunk by repeating rows that are alive: their work is thrown away below, and
+        # no other row keeps a loop going.
+        filled = order[jnp.arange(num_chunks * chunk) % jnp.maximum(num_alive, 1)]
 
         def rows(leaf: Any, which: Array) -> Any:
             return leaf[which] if jnp.ndim(leaf) else leaf
 
         def body(carry: tuple[Array, Array]) -> tuple[Array, Array]:
             start, out = carry
-            which = jax.lax.dynamic_slice_in_dim(order, start, chunk)
+            which = jax.lax.dynamic_slice_in_dim(filled, start, chunk)
             part = dataclasses.replace(ball, eps=rows(ball.eps, which))
             attacked = attack(logits_fn, x[which], y[which], key=keys[which], ball=part)
             return start + chunk, jax.lax.dynamic_update_slice_in_dim(out, attacked, start, 0)
@@ -98,7 +99,7 @@ def on_alive(attack: Attack, chunk: int) -> Callable[..., Array]:
         zero = num_alive * 0
         slots = jnp.zeros_like(x, shape=(num_chunks * chunk, *x.shape[1:])) + 0 * x[:1]
         _, slots = jax.lax.while_loop(lambda carry: carry[0] < num_alive, body, (zero, slots))
-        place = jnp.argsort(order[:num_rows])
+        place = jnp.argsort(order)
         mask = alive.reshape(-1, *[1] * (x.ndim - 1))
         return jnp.where(mask, slots[place], x)
 
@@ -194,6 +195,15 @@ def _transferred(
 ) -> Array:
     check_call(logits_fn, x, y, key, ball)
     return attack(source, x, y, key=key, ball=ball)
+
+
+def is_transfer(attack: Any) -> bool:
+    """Whether an attack came from `transfer`, so that its gradients are another model's.
+
+    >>> is_transfer(transfer(print, print)), is_transfer(print)
+    (True, False)
+    """
+    return isinstance(attack, Partial) and attack.func is _transferred
 
 
 def salted(keys: Array, name: str) -> Array:

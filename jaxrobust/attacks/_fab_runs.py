@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrobust import gradients, losses
+from jaxrobust.attacks._lift import clear_success
 from jaxrobust.attacks._projections import shortest_step
 from jaxrobust.gradients import Gradient
 from jaxrobust.losses import Loss
@@ -44,7 +45,7 @@ class Rule(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """What counts as success, of `losses.success(loss, model(x, key), label)`."""
+    """What counts as success, of `clear_success(loss, model(x, key), label)`."""
 
     model: Callable[..., Any]
     loss: Loss
@@ -177,4 +178,4 @@ def _random_start(x: Array, key: Array, best: Best, rule: Rule) -> Array:
 
 
 def _reached(goal: Goal, outputs: Any) -> Array:
-    return losses.success(goal.loss, outputs, goal.label)
+    return clear_success(goal.loss, outputs, goal.label)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxtyping import Array, Float
 
-from jaxrobust import gradients, losses
+from jaxrobust import checks, gradients, losses
 from jaxrobust.attacks._gradient import ball_eps, pgd
 from jaxrobust.losses import Loss
 from jaxrobust.threat import Ball
@@ -67,6 +67,8 @@ def second_order(
     Array([[0.25, 0.25]], dtype=float32)
     """
     eps = ball_eps(ball)
+    if sigma:  # none is legal: plain PGD
+        checks.check_sigma(sigma, ball.box)
     if step_size is None and ball.norm == "linf":
         step_size = eps / 10
     return pgd(

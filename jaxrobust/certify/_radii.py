@@ -90,7 +90,7 @@ def pixeldp_radius(p1: ArrayLike, p2: ArrayLike, sigma: ArrayLike) -> np.ndarray
         sigma: Standard deviation of the noise, positive.
 
     Returns:
-        Radii in the units of sigma; 0 unless p1 > p2. Never above 0.57 sigma.
+        Radii in the units of sigma; 0 unless p1 > p2. Never above 0.5705 sigma.
 
     Raises:
         ValueError: For probabilities outside [0, 1] and deviations that are not finite and > 0.

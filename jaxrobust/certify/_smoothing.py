@@ -55,8 +55,8 @@ def smoothing(
     """Certify the majority vote of a classifier under Gaussian noise, with high probability.
 
     Draws `n0 + n` noisy copies of each image; the first n0 choose the class, the others bound its
-    probability (see `smoothed_radius`). With `interval="bonferroni"` and `n0=0` this is Algorithm 1
-    of paper 000 with exact ends (its ends at 95 %: `alpha=0.05`).
+    probability (see `smoothed_radius`). With `bound="renyi"`, `interval="bonferroni"`, `n0=0` and
+    `alpha=0.05` this is Algorithm 1 of paper 000 with exact ends.
 
     With a `stem` the noise is added to `stem(x)` instead of x, as in the first layer of a network:
     two images at l2 distance r have stems at most `lipschitz * r` apart, so radii are divided by

@@ -59,6 +59,34 @@ def random_predictions(changed: np.ndarray) -> list[Finding]:
     ]  # fmt: skip
 
 
+def broken_logits(name: str, rows: np.ndarray) -> list[Finding]:
+    """Images that count as broken because the model returned NaN or +inf for them."""
+    if not rows.any():
+        return []
+    return [
+        Finding(
+            f"logits not finite: {name}", float(rows.sum()), 0.0, _first(rows),
+            f"Under {name} the model returned NaN or +inf logits for these images, which it "
+            "classified correctly before. They count as broken: a classifier that returns no class "
+            "is not right. Whether one would fail so in use is another question.",
+            "Look for divisions by zero and overflow in the model.",
+        )
+    ]  # fmt: skip
+
+
+def no_gradients(error: Exception, num: int) -> list[Finding]:
+    """The model cannot be differentiated at all."""
+    return [
+        Finding(
+            "no gradients", float(num), 0.0, [],
+            "The gradient of the cross-entropy could not be computed: "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            "Attack with values alone (attacks.square, gradients.spsa), by transfer, or put "
+            "gradients.bpda in front of what has no derivative.",
+        )
+    ]  # fmt: skip
+
+
 def zero_gradients(zero: np.ndarray) -> list[Finding]:
     """The cross-entropy has no gradient on clean images."""
     if not zero.any():
@@ -99,9 +127,9 @@ def masking(name: str, newly: np.ndarray) -> list[Finding]:
     return [
         Finding(
             f"gradient masking suspected: {name}", float(newly.mean()), CHANCE, _first(newly),
-            f"{name} uses no gradients, and broke this share of the examples after attacks with "
-            "gradients had left them standing. Either those attacks are weak, or the model hides "
-            "its gradients from them, and its true accuracy is lower still.",
+            f"{name} uses no gradients of this model, and broke this share of the examples after "
+            "attacks with gradients had left them standing. Either those attacks are weak, or the "
+            "model hides its gradients from them, and its true accuracy is lower still.",
             "Run stronger attacks with gradients (autoattack_members), more queries, and an attack "
             "made for this model: gradients.bpda, gradients.eot, another loss.",
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrobust import checks
 from jaxrobust._version import __version__
-from jaxrobust.attacks import is_minimum_norm
+from jaxrobust.attacks import is_minimum_norm, is_transfer
 from jaxrobust.evaluation import _findings as findings
 from jaxrobust.evaluation._arguments import check, check_certificates
 from jaxrobust.evaluation._bench import Bench
@@ -25,6 +25,7 @@ from jaxrobust.threat import Ball
 from jaxrobust.types import (
     Attack,
     Examples,
+    Finding,
     Keys,
     LogitsFn,
     MarginBound,
@@ -139,6 +140,7 @@ def evaluate(
     kept = np.array(x[:keep_images], dtype=np.float32)
     images = {"clean": kept, "adversarial": kept.copy()} if keep_images else {}
     records, after, under = {}, {}, {}
+    differentiated = False
     for name, attack in attacks.items():
         rows = np.flatnonzero(standing) if survivors_only else np.arange(n)
         judged = bench.attack(name, attack, rows, attack_program(votes, devices), keep_images)
@@ -168,15 +170,16 @@ def evaluate(
         if not is_minimum_norm(attack):
             found += findings.outside(name, off)
         found += findings.failed(name, _spread(n, rows, judged["not_finite"], False))
-        if cost[0] == 0 and any(record.gradients != 0 for record in records.values()):
+        found += findings.broken_logits(name, newly & (examples[f"prediction/{name}"] < 0))
+        blind = cost[0] == 0 or is_transfer(attack)
+        if blind and differentiated:
             found += findings.masking(name, newly)
+        differentiated |= not blind
         records[name] = AttackRecord(
             float(judged["seconds"]), len(rows), int(newly.sum()), *cost, int(off.sum()), median
         )
-    if any(record.gradients != 0 for record in records.values()):  # None: in an unbounded loop
-        slopes = bench.slopes(gradient_program(devices))
-        found += findings.zero_gradients(slopes["zero"])
-        found += findings.broken_gradients(slopes["not_finite"])
+    if differentiated:
+        found += _slopes(bench, devices)
     examples |= {"robust": standing, "broken_by": broken_by, "distance": distance}
 
     claims, proved, likely = {}, {}, {}
@@ -206,6 +209,16 @@ def evaluate(
         attacks=records, certificates=claims, findings=found, settings=settings,
         environment=environment(), examples=examples, images=images,
     )  # fmt: skip
+
+
+def _slopes(bench: Bench, devices: tuple[Any, ...]) -> list[Finding]:
+    """What is to be said of the model's gradients."""
+    try:
+        slopes = bench.slopes(gradient_program(devices))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        return findings.no_gradients(error, bench.size)
+    zero, broken = slopes["zero"], slopes["not_finite"]
+    return findings.zero_gradients(zero) + findings.broken_gradients(broken)
 
 
 def environment() -> dict[str, Any]:

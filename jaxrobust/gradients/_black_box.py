@@ -97,6 +97,7 @@ def _differences(draw: Draw, n: int, width: float) -> Gradient:
             # A function with this value and this derivative.
             return jax.tree.map(lambda v, s: v + jnp.sum((x - here) * s, axes), value, slope)
 
+        estimate.derivative_free = True  # pyright: ignore[reportFunctionMemberAccess]
         return estimate
 
     return gradient

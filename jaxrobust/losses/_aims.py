@@ -30,6 +30,10 @@ class targeted:  # noqa: N801 - reads as the function it is: targeted(loss)
 
     loss: Loss
 
+    def __post_init__(self) -> None:
+        if isinstance(self.loss, targeted):
+            raise ValueError(f"loss must not be targeted already; got {self.loss!r}")
+
     def __call__(self, outputs: PyTree, y: Any) -> Array:
         """How near the outputs are to the target `y`."""
         if isinstance(self.loss, penalized):
@@ -45,12 +49,15 @@ class penalized:  # noqa: N801 - reads as the function it is: penalized(loss, pe
 
     Args:
         loss: Any loss of this module's form, targeted or not.
+            Best one that is 0 from success on, as `f6` is: one that goes on rising, as `margin`
+            does, outweighs any penalty.
         penalty: `penalty(outputs, y) -> scalar`, 0 exactly where the image passes and positive
             otherwise: a detector's hinge on an embedding that the model returns beside its logits.
 
+    >>> from jaxrobust.losses import f6
     >>> far = lambda outputs, y: jnp.maximum(0.0, jnp.abs(outputs[1]) - 1.0)
-    >>> float(penalized(margin, far)((jnp.array([1.0, 3.0]), jnp.array(1.5)), jnp.array(0)))
-    1.5
+    >>> float(penalized(f6, far)((jnp.array([1.0, 3.0]), jnp.array(1.5)), jnp.array(0)))
+    -0.5
     """
 
     loss: Loss

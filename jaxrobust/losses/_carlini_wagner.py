@@ -30,8 +30,9 @@ class CarliniWagner:
 
     Args:
         formula: The loss of `(logits, target)`.
-        kappa: Confidence: by how much the wanted logit must exceed all others. The wanted logit
-            enters the formula lowered by it.
+        kappa: Confidence: by how much the wanted logit must exceed all others, or, untargeted, some
+            wrong logit the true one. The wanted logit enters the formula lowered by it, or the true
+            one raised.
 
     >>> float(f6(jnp.array([3.0, 1.0]), jnp.array(0)))
     -2.0
@@ -48,7 +49,7 @@ class CarliniWagner:
         """The untargeted form, away from the true class y."""
         logits = logits_of(outputs)
         others = jnp.where(jnp.arange(logits.size) == y, -jnp.inf, logits)
-        return self.towards(logits, jnp.argmax(others))
+        return self.formula(logits.at[y].add(self.kappa), jnp.argmax(others))
 
 
 def _f1(logits: Array, target: Any) -> Array:

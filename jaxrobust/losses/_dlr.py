@@ -17,7 +17,8 @@ TINY = 1e-12
 def dlr(outputs: PyTree, y: Any) -> Float[Array, ""]:
     """Difference of logits ratio, `-(z_y - max_{i != y} z_i) / (z_(1) - z_(3))`.
 
-    With two classes, where no third logit exists, the plain `margin`.
+    Logits of -inf, of classes that are ruled out, do not count. With fewer than three left, where
+    no third logit exists, the plain `margin`.
 
     References: Croce and Hein 2020 (AutoAttack), eq. 6.
 
@@ -27,15 +28,15 @@ def dlr(outputs: PyTree, y: Any) -> Float[Array, ""]:
     logits = logits_of(outputs)
     if logits.size < 3:
         return margin(logits, y)
-    ranked = jnp.sort(logits)
-    return margin(logits, y) / (ranked[-1] - ranked[-3] + TINY)
+    ranked, count = _ranked(logits)
+    return margin(logits, y) / jnp.where(count < 3, 1.0, ranked[-1] - ranked[-3] + TINY)
 
 
 def targeted_dlr(outputs: PyTree, y: Any, target: Any) -> Float[Array, ""]:
     """DLR towards one class, `-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)`.
 
     With three classes `z_(3)` stands for the mean, with two the ratio is left out: nothing else is
-    defined there.
+    defined there. Logits of -inf do not count.
 
     Args:
         outputs: Logits, or a tuple that they are the first of.
@@ -51,6 +52,13 @@ def targeted_dlr(outputs: PyTree, y: Any, target: Any) -> Float[Array, ""]:
     gap = of_class(logits, target) - of_class(logits, y)
     if logits.size < 3:
         return gap
-    ranked = jnp.sort(logits)
+    ranked, count = _ranked(logits)
     lower = ranked[max(logits.size - 4, 0) : -2].mean()
-    return gap / (ranked[-1] - lower + TINY)
+    return gap / jnp.where(count < 3, 1.0, ranked[-1] - lower + TINY)
+
+
+def _ranked(logits: Array) -> tuple[Array, Array]:
+    """Logits in rising order, those of -inf as the least of the others, and how many others."""
+    alive = logits > -jnp.inf
+    least = jnp.min(jnp.where(alive, logits, jnp.inf))
+    return jnp.sort(jnp.where(alive, logits, least)), jnp.sum(alive)
