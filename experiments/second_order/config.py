@@ -119,6 +119,7 @@ class Sizes:
         headline: Images in an entry with error bars.
         seeds: Seeds of the attack in such an entry.
         variants: Images in the other entries at l2 1.5.
+        distances: Images for the attacks that seek the smallest distance.
         sweep: MNIST images in a curve over eps, or over steps.
         cifar10: CIFAR-10 images in a curve.
         certified: Images in a certificate.
@@ -130,6 +131,7 @@ class Sizes:
     headline: int
     seeds: int
     variants: int
+    distances: int
     sweep: int
     cifar10: int
     certified: int
@@ -139,9 +141,9 @@ class Sizes:
 
 
 SIZES = {
-    "paper": Sizes(1000, 3, 1000, 500, 500, 500, 10_000, 500, 500),
-    "cpu": Sizes(1000, 3, 1000, 500, 200, 250, 2000, 200, 100),
-    "smoke": Sizes(32, 2, 16, 16, 16, 8, 200, 16, 16),
+    "paper": Sizes(1000, 3, 1000, 1000, 500, 500, 500, 10_000, 500, 500),
+    "cpu": Sizes(1000, 3, 1000, 200, 500, 200, 250, 2000, 200, 100),
+    "smoke": Sizes(32, 2, 16, 8, 16, 16, 8, 200, 16, 16),
 }
 """By preset. paper: full size; cpu: MNIST's attacks in full, certificates and CIFAR-10 scaled down
 to two CPU cores; smoke: only shows that the code runs, and takes networks that are half trained."""

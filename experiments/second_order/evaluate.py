@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +15,10 @@ import numpy as np
 from jax.tree_util import Partial
 
 import jaxrobust as jr
-from experiments.madry_mnist.evaluate import commit
+from experiments import records
 from experiments.second_order import config, measure, page
 from experiments.second_order.config import CPU, RECIPES, SHARED, Sizes
-from experiments.second_order.measure import Search
+from experiments.second_order.measure import Other, Search
 from experiments.second_order.train import folder_of
 from jaxrobust.identity import digest
 
@@ -35,16 +33,73 @@ MADRY, NATURAL = "mnist madry linf", "mnist natural"
 
 so = functools.partial(Search, "smoothed", draws=10, num_steps=20)
 
-CANDIDATES = {
-    "pgd": (MADRY, [Search(step=s, random_start=start)
-        for s in (0.0125, 0.05, 0.125, 0.25, 0.5) for start in (True, False)]),
-    "pgd x5": (MADRY, [Search(step=s, num_steps=40, num_restarts=5, random_start=True)
-        for s in (0.0625, 0.125, 0.25)]),
-    "so": (MADRY, [so(sigma=0.05, step=0.125)]
-        + [so(sigma=s, step=step) for s in (0.1, 0.2, 0.4) for step in (0.125, 0.5, 1.0)]),
-    "cifar10 so": ("cifar10 madry l2", [so(sigma=s, step=0.125) for s in (0.02, 0.05, 0.1, 0.2)]),
+APGD = {
+    "APGD, cross-entropy": Other("apgd", (("num_steps", 199),)),
+    "APGD, DLR": Other("apgd", (("num_steps", 199), ("loss", "dlr"))),
+}
+"""As many gradients: a run of n steps takes n + 1."""
+
+MINIMUM_NORM = {
+    "DeepFool": Other("deepfool", minimum_norm=True),
+    "Carlini-Wagner": Other(
+        "carlini_wagner_l2", (("num_steps", 200), ("num_searches", 5)), minimum_norm=True
+    ),
+    "Boundary": Other("boundary", (("num_steps", 5000),), minimum_norm=True),
+}
+"""In their own currency: published steps of DeepFool; the others are scaled down."""
+
+
+class Choice(NamedTuple):
+    """Settings among which held-out images choose, by the accuracy that they leave."""
+
+    network: str
+    norm: str
+    eps: float
+    candidates: list[Search]
+
+
+def _pgd(*steps: float) -> list[Search]:
+    return [Search(step=s, random_start=start) for s in steps for start in (True, False)]
+
+
+def _so(sigmas: tuple[float, ...], *steps: float) -> list[Search]:
+    return [so(sigma=s, step=step) for s in sigmas for step in steps]
+
+
+def _eot(*steps: float) -> list[Search]:
+    """S-O on a network that makes its own noise: the draws are the network's."""
+    return [Search("eot", draws=10, num_steps=20, step=step) for step in steps]
+
+
+FINE = (0.0125, 0.05, 0.125, 0.25, 0.5)
+CHOICES = {
+    "pgd": Choice(MADRY, "l2", EPS, _pgd(*FINE)),
+    "pgd x5": Choice(MADRY, "l2", EPS, [
+        Search(step=s, num_steps=40, num_restarts=5, random_start=True)
+        for s in (0.0625, 0.125, 0.25, 0.5, 1.0)]),
+    "so": Choice(MADRY, "l2", EPS,
+        [so(sigma=0.05, step=0.125), *_so((0.1, 0.2, 0.4), 0.125, 0.5, 1.0)]),
+    "natural pgd": Choice(NATURAL, "l2", 1.0, _pgd(0.0125, 0.05, 0.125)),
+    "natural so": Choice(NATURAL, "l2", 1.0, _so((0.02, 0.05, 0.1), 0.125, 0.5)),
+    "stn so": Choice("mnist stn 0.2", "l2", EPS, _eot(0.125, 0.25, 0.5, 1.0)),
+    "linf pgd": Choice(MADRY, "linf", 0.3, _pgd(0.0125, 0.05, 0.125)),
+    "linf so": Choice(MADRY, "linf", 0.3, _so((0.05, 0.1, 0.2), 0.1, 0.25)),
+    "l2-trained linf pgd": Choice("mnist madry l2", "linf", 0.15, _pgd(0.0125, 0.05, 0.125)),
+    "l2-trained linf so": Choice("mnist madry l2", "linf", 0.15, _so((0.05, 0.1, 0.2), 0.1, 0.25)),
+} | {
+    f"cifar10 {norm} {kind} {attack}": Choice(f"cifar10 {kind}", norm, eps, candidates)
+    for norm, kind, eps in (
+        ("l2", "natural", 0.1), ("l2", "madry l2", 0.5),
+        ("linf", "natural", 1 / 255), ("linf", "madry linf", 8 / 255),
+    )
+    for attack, candidates in (
+        ("pgd", _pgd(0.0125, 0.05, 0.125)), ("so", _so((0.01, 0.02, 0.05, 0.1), 0.125, 0.5)),
+    )
+} | {
+    f"cifar10 {norm} noise so": Choice("cifar10 stn 0.25", norm, eps, _eot(0.125, 0.25, 0.5, 1.0))
+    for norm, eps in (("l2", 0.5), ("linf", 4 / 255))
 }  # fmt: skip
-"""Settings among which held-out images choose, at l2 1.5 (CIFAR-10: 0.5), 200 gradients each."""
+"""By name. 200 gradients each; networks trained on noise share the choice made on one of them."""
 
 
 class Measurement(NamedTuple):
@@ -85,9 +140,8 @@ class Place:
 def choose(place: Place, only: Sequence[str] = ()) -> None:
     """Try every candidate setting on held-out images, and record the one that leaves least."""
     sizes = config.SIZES[place.preset]
-    for kind, (network, candidates) in CANDIDATES.items():
-        eps = 0.5 if network.startswith("cifar10") else EPS
-        at = {"candidates": candidates, "eps": eps}
+    for kind, (network, norm, eps, candidates) in CHOICES.items():
+        at = {"candidates": candidates, "norm": norm, "eps": eps}
         measurement = Measurement(f"choice {kind}", network, sizes.chosen, _choice, at)
         if _wanted(measurement, only):
             _record(place, "held-out", measurement)
@@ -115,6 +169,13 @@ def measurements(sizes: Sizes, place: Place) -> Iterator[Measurement]:
             yield Measurement(f"headline {name} {seed}", MADRY, sizes.headline, _attack, at)
     fgsm = {"search": Search(num_steps=1, step=1.0), "norm": "l2", "radii": [EPS]}
     yield Measurement("headline FGSM", MADRY, sizes.headline, _attack, fgsm)
+    for name, search in APGD.items():
+        for seed in range(place.seed, place.seed + sizes.seeds):
+            at = {"search": search, "norm": "l2", "radii": [EPS], "seed": seed}
+            yield Measurement(f"headline {name} {seed}", MADRY, sizes.headline, _attack, at)
+    for name, search in MINIMUM_NORM.items():
+        at = {"search": search, "norm": "l2", "radii": L2}
+        yield Measurement(f"headline {name}", MADRY, sizes.distances, _attack, at)
     for name, search in variants(pgd, second).items():
         at = {"search": search, "norm": "l2", "radii": [EPS]}
         yield Measurement(f"variant {name}", MADRY, sizes.variants, _attack, at)
@@ -127,11 +188,11 @@ def measurements(sizes: Sizes, place: Place) -> Iterator[Measurement]:
     for name, (network, search) in monitored.items():
         at = {"search": search, "eps": EPS}
         yield Measurement(f"figure 2 norms {name}", network, sizes.sweep, _norms, at)
-    for name, network, search in (
-        ("PGD", NATURAL, pgd), ("PGD", MADRY, pgd), ("S-O", MADRY, second),
-        ("S-O", NATURAL, second), ("S-O", "mnist stn 0.2", None),
+    for name, network, kind in (
+        ("PGD", NATURAL, "natural pgd"), ("PGD", MADRY, "pgd"), ("S-O", MADRY, "so"),
+        ("S-O", NATURAL, "natural so"), ("S-O", "mnist stn 0.2", "stn so"),
     ):  # fmt: skip
-        at = {"search": search or _eot(second), "norm": "l2", "radii": L2}
+        at = {"search": _chosen(place, kind), "norm": "l2", "radii": L2}
         yield Measurement(f"figure 2 {name} on {network}", network, sizes.sweep, _attack, at)
 
     for network, recipe in CPU.items():
@@ -139,28 +200,35 @@ def measurements(sizes: Sizes, place: Place) -> Iterator[Measurement]:
             at = {"sigma": recipe.sigma, "draws": sizes.draws}
             yield Measurement(f"figure 1 {network}", network, sizes.certified, _certificate, at)
 
-    linf = dataclasses.replace(second, step=0.1)  # published
-    for network in (MADRY, "mnist madry l2"):
-        at = {"search": linf, "norm": "linf", "radii": LINF}
-        yield Measurement(f"figure 6 {network}", network, sizes.sweep, _attack, at)
+    for network, kind in ((MADRY, "linf"), ("mnist madry l2", "l2-trained linf")):
+        for name in ("S-O", "PGD"):
+            search = _chosen(place, f"{kind} {'so' if name == 'S-O' else 'pgd'}")
+            at = {"search": search, "norm": "linf", "radii": LINF}
+            yield Measurement(f"figure 6 {name} on {network}", network, sizes.sweep, _attack, at)
     at = {"search": second, "eps": 2.0}
     yield Measurement("figure 7", MADRY, 8, _examples, at)
 
-    at = {"search": _eot(second), "radii": [0.25, 0.5, 0.75, 1.0, 1.5], "draws": 1000}
+    at = {"search": _chosen(place, "stn so"), "radii": [0.25, 0.5, 0.75, 1.0, 1.5], "draws": 1000}
     yield Measurement("page", "mnist stn 0.4", sizes.page, page.make, at)
+    yield from _cifar10(sizes, place)
 
-    if not _path(place, "held-out", "choice cifar10 so").exists():
-        print("figure 3: no settings chosen yet, run --stage choose once CIFAR-10 is trained")
-        return
-    cifar = _chosen(place, "cifar10 so")
+
+def _cifar10(sizes: Sizes, place: Place) -> Iterator[Measurement]:
+    """Figure 3: S-O on all networks, PGD on those that do not draw."""
     for norm, radii in CIFAR.items():
         for kind in ("natural", f"madry {norm}", "stn 0.1", "stn 0.25", "gaussian 0.25"):
-            search = cifar if norm == "l2" else dataclasses.replace(cifar, step=0.1)
-            if CPU[f"cifar10 {kind}"].sigma:
-                search = _eot(search)
-            at = {"search": search, "norm": norm, "radii": radii}
-            name = f"figure 3 {norm} {kind}"
-            yield Measurement(name, f"cifar10 {kind}", sizes.cifar10, _attack, at)
+            drawn = CPU[f"cifar10 {kind}"].sigma > 0
+            for name in ("S-O",) if drawn else ("S-O", "PGD"):
+                chosen = f"cifar10 {norm} {'noise' if drawn else kind} "
+                if not _path(place, "held-out", f"choice {chosen}so").exists():
+                    print(
+                        "figure 3: no settings chosen, run --stage choose once CIFAR-10 is trained"
+                    )
+                    return
+                search = _chosen(place, chosen + ("so" if name == "S-O" else "pgd"))
+                at = {"search": search, "norm": norm, "radii": radii}
+                what = f"figure 3 {norm} {name} on {kind}"
+                yield Measurement(what, f"cifar10 {kind}", sizes.cifar10, _attack, at)
 
 
 def variants(pgd: Search, second: Search) -> dict[str, Search]:
@@ -181,11 +249,6 @@ def variants(pgd: Search, second: Search) -> dict[str, Search]:
         "Hessian, 1 product": Search("jvp", draws=1, num_steps=100, step=pgd.step),
         "Hessian, 9 products": Search("jvp", draws=9, num_steps=20, step=second.step),
     }
-
-
-def _eot(search: Search) -> Search:
-    """The same attack on a network that makes its own noise: the draws are the network's."""
-    return dataclasses.replace(search, gradient="eot", sigma=0.0)
 
 
 def _chosen(place: Place, kind: str) -> Search:
@@ -209,7 +272,8 @@ def _record(place: Place, data: str, measurement: Measurement) -> None:
         "network": measurement.network,
         "data": data,
         "num_images": measurement.num_images,
-        "settings": _plain({"seed": place.seed} | measurement.settings),
+        "settings": {"seed": place.seed} | measurement.settings,
+        "recipe": RECIPES[place.preset].get(measurement.network),
     }
     if measurement.network:
         subject = _subject(measurement.network, measurement.num_images, place, data)
@@ -217,22 +281,12 @@ def _record(place: Place, data: str, measurement: Measurement) -> None:
             print(f"{measurement.name}: {measurement.network} is not trained", flush=True)
             return
         about |= {"weights": digest(subject.logits_fn), "trained_steps": subject.step}
-    if path.exists() and about.items() <= jr.files.read_json(path).items():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    found = measurement.make(subject, path.parent, **{"seed": place.seed} | measurement.settings)
     stage = "choose" if measurement.make is _choice else f"evaluate --data {data}"
-    content = about | {
-        "found": found,
-        "seconds": time.perf_counter() - start,
-        "command": f"python -m experiments.second_order --stage {stage} --preset {place.preset}",
-        "commit": commit(),
-        "environment": jr.evaluation.environment(),
-        "recipe": _plain(RECIPES[place.preset].get(measurement.network)),
-    }
-    jr.files.write_json(path, content)
-    print(f"{measurement.name}: {content['seconds']:.0f} s", flush=True)
+    settings = {"seed": place.seed} | measurement.settings
+    records.keep(
+        path, about, lambda: measurement.make(subject, path.parent, **settings),
+        f"python -m experiments.second_order --stage {stage} --preset {place.preset}",
+    )  # fmt: skip
 
 
 @functools.cache
@@ -261,21 +315,23 @@ def _apply(architecture: str) -> Callable[..., Any]:
 
 
 def _choice(
-    subject: Subject, folder: Path, *, candidates: list[Search], eps: float, seed: int
+    subject: Subject, folder: Path, *, candidates: list[Search], norm: str, eps: float, seed: int
 ) -> dict[str, Any]:
     tried = []
     for search in candidates:
-        found = _attack(subject, folder, search=search, norm="l2", radii=[eps], seed=seed)
+        found = _attack(subject, folder, search=search, norm=norm, radii=[eps], seed=seed)
         tried.append({"search": dataclasses.asdict(search), "accuracy": found["accuracy"]})
     best = min(tried, key=lambda one: one["accuracy"][f"{eps:g}"])
     return {"tried": tried, "best": best["search"]}
 
 
-def _attack(subject: Subject, folder: Path, *, search: Search, **settings: Any) -> dict[str, Any]:
+def _attack(
+    subject: Subject, folder: Path, *, search: Search | Other, **settings: Any
+) -> dict[str, Any]:
     """Attack the network; one trained on noise is the majority of ten noisy predictions."""
     del folder
     logits_fn, votes = subject.logits_fn, 1
-    if search.gradient == "eot":
+    if isinstance(search, Search) and search.gradient == "eot":
         logits_fn = jr.transforms.gaussian_noise(logits_fn, CPU[subject.name].sigma)
         votes = 10
     return measure.attacked(
@@ -312,8 +368,3 @@ def _examples(
     predicted = {k: np.argmax(subject.logits_fn(v), -1).tolist() for k, v in shown.items()}
     length = np.linalg.norm((shown["adversarial"] - shown["clean"]).reshape(len(x_adv), -1), axis=1)
     return {"label": subject.y.tolist(), "predicted": predicted, "l2": length.tolist()}
-
-
-def _plain(value: Any) -> Any:
-    """Settings as JSON reads them back."""
-    return json.loads(json.dumps(value, default=dataclasses.asdict))

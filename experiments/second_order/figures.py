@@ -11,10 +11,9 @@ import numpy as np
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-import jaxrobust as jr
+from experiments.records import read
 
 LABELS = {
-    "mnist natural": "natural",
     "mnist madry linf": "Madry linf",
     "mnist madry l2": "Madry l2",
 }
@@ -27,23 +26,32 @@ def draw(folder: Path) -> None:
     _certified(found, folder)
     _attacked_mnist(found, folder)
     _curves(found, folder / "figure-3.svg", {
-        f"CIFAR-10, S-O, {norm}": {
-            kind: f"figure 3 {norm} {kind}"
+        f"CIFAR-10, {norm}": {
+            kind: f"figure 3 {norm} S-O on {kind}"
             for kind in ("natural", f"madry {norm}", "stn 0.1", "stn 0.25", "gaussian 0.25")
+        } | {
+            f"{kind}, PGD": f"figure 3 {norm} PGD on {kind}"
+            for kind in ("natural", f"madry {norm}")
         }
         for norm in ("l2", "linf")
     })  # fmt: skip
     _bounds(found, folder)
+    _curves(found, folder / "figure-5.svg", {
+        "Madry linf": {
+            "S-O": "figure 2 S-O on mnist madry linf",
+            "PGD": "figure 2 PGD on mnist madry linf",
+            "Carlini-Wagner": "headline Carlini-Wagner",
+            "DeepFool": "headline DeepFool",
+            "Boundary": "headline Boundary",
+        }
+    })  # fmt: skip
     _curves(found, folder / "figure-6.svg", {
-        "MNIST, linf S-O": {LABELS[n]: f"figure 6 {n}" for n in tuple(LABELS)[1:]}
+        "MNIST, linf": {
+            f"{label}, {attack}": f"figure 6 {attack} on {network}"
+            for network, label in LABELS.items() for attack in ("S-O", "PGD")
+        }
     })  # fmt: skip
     _examples(found, folder)
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """The recorded measurements by name."""
-    contents = map(jr.files.read_json, sorted(folder.glob("*.json")))
-    return {content["name"]: content for content in contents}
 
 
 def _certified(found: dict[str, Any], folder: Path) -> None:

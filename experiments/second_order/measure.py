@@ -48,6 +48,31 @@ class Search:
     loss: Literal["cross-entropy", "margin"] = "cross-entropy"
 
 
+@dataclasses.dataclass(frozen=True)
+class Other:
+    """Another attack of the library.
+
+    Attributes:
+        attack: Its name in `jaxrobust.attacks`.
+        settings: Its arguments by name; "loss" by name too.
+        minimum_norm: Whether it seeks the smallest distance instead of a ball.
+    """
+
+    attack: str
+    settings: tuple[tuple[str, Any], ...] = ()
+    minimum_norm: bool = False
+
+
+@functools.cache
+def other(search: Other) -> Any:
+    """The attack, in the form that `evaluate` takes."""
+    settings = dict(search.settings)
+    if "loss" in settings:
+        settings["loss"] = getattr(jr.losses, settings["loss"])
+    attack = functools.partial(getattr(jr.attacks, search.attack), **settings)
+    return jr.attacks.against(attack) if search.minimum_norm else attack
+
+
 @functools.cache  # one function for each search, so that it is compiled once for a model's shape
 def attack_of(search: Search) -> Any:
     """The attack, in the form that `evaluate` takes."""
@@ -87,13 +112,16 @@ def _gradient(search: Search, pixels: int) -> Gradient:
 
 
 def attacked(
-    logits_fn: Any, x: np.ndarray, y: np.ndarray, search: Search, norm: str,
+    logits_fn: Any, x: np.ndarray, y: np.ndarray, search: Search | Other, norm: str,
     radii: Sequence[float], *, seed: int, votes: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """Accuracy against rising radii; an image counts as broken from the first that breaks it.
 
-    Each radius is only tried on the images that are still right, and judged by `evaluate`.
+    Each radius is only tried on the images that are still right, and judged by `evaluate`; a
+    minimum-norm attack is run once, and its distances give the curve.
     """
+    if isinstance(search, Other):
+        return _by_another(logits_fn, x, y, search, norm, radii, seed)
     attack = attack_of(search)
     report = jr.evaluate(
         logits_fn, (x, y), key=jax.random.key(seed), batch_size=BATCH, votes=votes,
@@ -107,6 +135,32 @@ def attacked(
         "gradients": cost(search),
         "forwards": max(record.forwards or 0 for record in report.attacks.values()),
         "outside": sum(record.outside for record in report.attacks.values()),
+        "findings": [finding._asdict() for finding in report.findings],
+    }
+
+
+def _by_another(
+    logits_fn: Any, x: np.ndarray, y: np.ndarray, search: Other, norm: str,
+    radii: Sequence[float], seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    attack, name = other(search), search.attack
+    pinned = {f"{eps:g}": jr.attacks.at_eps(attack, eps) for eps in radii}
+    report = jr.evaluate(
+        logits_fn, (x, y), key=jax.random.key(seed), batch_size=BATCH,
+        attacks={name: attack} if search.minimum_norm else pinned,
+        ball=jr.Ball(norm, max(radii)),  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
+    record = next(iter(report.attacks.values()))
+    at = report.accuracy_at(np.asarray(radii))
+    return {
+        "accuracy": {"0": report.clean_accuracy}
+        | {f"{eps:g}": float(a) for eps, a in zip(radii, at, strict=True)},
+        "interval": report.intervals["robust"],
+        "standing": "".join("01"[int(right)] for right in report.examples["robust"]),
+        "gradients": record.gradients,
+        "forwards": record.forwards,
+        "median": record.median,
+        "outside": 0,
         "findings": [finding._asdict() for finding in report.findings],
     }
 
