@@ -137,7 +137,7 @@ def test_steps_are_those_of_the_algorithm(norm):
                 f = lambda x: -jnp.sum(SCALE * (x - CENTRE) ** 2)
                 return *jax.value_and_grad(f)(image), t == stop
 
-            return run.ascend(evaluate, x, ball, KEY, 60, False)
+            return run.ascend(evaluate, x, ball, KEY, 60, False, jnp.asarray(True))
 
         whole = climbed(-1)
         np.testing.assert_allclose(whole.image, best, atol=1e-9)

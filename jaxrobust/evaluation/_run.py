@@ -125,7 +125,7 @@ def evaluate(
     eps = np.broadcast_to(np.asarray(ball.eps, np.float64), (n,))
 
     clean = bench.predict(clean_program(votes, devices))
-    correct = clean["prediction"] == y
+    correct = clean["prediction"] == np.asarray(y)
     found = findings.probabilities(clean["like_probabilities"])
     found += findings.not_finite(clean["prediction"])
     found += findings.random_predictions(clean["changed"])
