@@ -85,6 +85,7 @@ def evaluate(
         ValueError: For data, labels, key, ball, counts or model outputs that cannot be meant, for
             a certificate that speaks of another threat, and for a directory of another evaluation.
 
+    >>> import jax.numpy as jnp
     >>> from jaxrobust.attacks import fgsm
     >>> model = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> x, y = np.array([[0.8], [0.6]], np.float32), np.array([0, 0])
