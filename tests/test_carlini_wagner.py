@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxrobust as jr
@@ -262,7 +263,6 @@ def test_places_and_their_rates():
 
 
 def test_adam_is_optax_adam():
-    optax = pytest.importorskip("optax")
     slopes = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
     optimiser = optax.adam(0.1)
     theirs, ours = optimiser.init(jnp.zeros(5)), adam_start(jnp.zeros(5))

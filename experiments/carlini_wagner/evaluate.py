@@ -117,6 +117,8 @@ def _record(place: Place, entry: Entry) -> None:
         "settings": entry.settings,
         "seed": place.seed,
     }
+    if entry.name.startswith("transfer"):
+        about["victim"] = digest(victim)
     command = (
         f"python -m experiments.carlini_wagner --stage evaluate --data {entry.data} "
         f"--preset {place.preset}"

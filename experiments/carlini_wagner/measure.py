@@ -72,14 +72,14 @@ def attacked(
 
 def distances(x_adv: np.ndarray, x: np.ndarray) -> dict[str, np.ndarray]:
     """l0 (a pixel of several colours counts once, as in the paper), l2 and linf of each row."""
-    delta = np.asarray(x_adv, np.float64) - x
-    pixels = np.any(delta != 0, axis=-1).reshape(len(x), -1)
-    flat = delta.reshape(len(x), -1)
-    return {
-        "l0": pixels.sum(1).astype(float),
-        "l2": np.linalg.norm(flat, axis=1),
-        "linf": np.abs(flat).max(1),
+    delta = jnp.asarray(x_adv) - x
+    t = jr.threat
+    each = {
+        "l0": t.num_pixels_changed,
+        "l2": lambda d: t.norm(d, "l2"),
+        "linf": lambda d: t.norm(d, "linf"),
     }
+    return {name: np.asarray(jax.vmap(of)(delta), np.float64) for name, of in each.items()}
 
 
 def summary(found: dict[str, np.ndarray], norm: str, targets: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import jaxrobust as jr
 from experiments.certified_mnist import figures
 from experiments.certified_mnist.config import EPS, FRONTIER, HELD_OUT, RECIPES
 from experiments.certified_mnist.train import MODEL, layers, network
-from experiments.madry_mnist.evaluate import commit
+from experiments.records import commit
 
 GRID = (0.0, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 """Radii of the bounds that cost nothing to move."""

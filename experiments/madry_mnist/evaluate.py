@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 
 import jaxrobust as jr
+from experiments import records
 from experiments.madry_mnist.config import Config
 from experiments.madry_mnist.train import MODELS, final
 
@@ -65,7 +65,7 @@ def table(config: Config, folder: Path, results: Path, command: str) -> None:
     jr.report.save(document, results / "page")
     record = {
         "command": command,
-        "commit": commit(),
+        "commit": records.commit(),
         "config": dataclasses.asdict(config),
         "environment": jr.evaluation.environment(),
         "num_test": len(test.y),
@@ -73,12 +73,3 @@ def table(config: Config, folder: Path, results: Path, command: str) -> None:
         "measured": numbers,
     }
     jr.files.write_json(results / "results.json", record)
-
-
-def commit() -> str:
-    """The commit this runs from."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
-    )  # fmt: skip
-    return done.stdout.strip()
