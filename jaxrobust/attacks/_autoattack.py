@@ -83,8 +83,9 @@ def autoattack_members(
     - "rand", for `Randomized` models: `apgd` on the cross-entropy and on DLR, gradients averaged
       over 20 draws.
 
-    Square is not defined in l1 and is left out there, where Auto-PGD begins in larger balls
-    (`larger_eps`; the authors do so in their standard version, and have no l1 settings for "plus").
+    Square for l1 is not implemented here, so the l1 ensemble is weaker than the authors'. Auto-PGD
+    begins in larger balls there (`larger_eps`; the authors do so in their standard version, and
+    have no l1 settings for "plus").
     With two or three classes `losses.dlr` and `losses.targeted_dlr` fall back to what is defined.
 
     Args:

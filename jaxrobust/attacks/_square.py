@@ -92,7 +92,7 @@ def square(
     checks.check_count(num_queries, "num_queries")
     ball_eps(ball)
     if ball.norm == "l1":
-        raise ValueError("norm must be linf or l2 for square, which is not defined for l1; got l1")
+        raise ValueError("norm must be linf or l2 for square, which is not here for l1; got l1")
     if not 0 < p_init <= 1:
         raise ValueError(f"p_init must lie in (0, 1]; got {p_init}")
     return lift(
