@@ -1,14 +1,17 @@
-"""Measurements that are kept: each in a JSON file of its own, not made again while it is true."""
+"""Measurements that are kept, each in a JSON file of its own, and tables of them in a README."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import binomtest
 
 import jaxrobust as jr
 
@@ -43,6 +46,37 @@ def read(folder: Path) -> dict[str, Any]:
     """The recorded measurements of a folder, by their "name"."""
     contents = map(jr.files.read_json, sorted(folder.glob("*.json")))
     return {content["name"]: content for content in contents}
+
+
+def fill(readme: Path, tables: dict[str, str]) -> None:
+    """Put each table where the README says `<!-- its name -->`, up to `<!-- end -->`."""
+    text = readme.read_text()
+    for name, table in tables.items():
+        mark = re.compile(f"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = mark.sub(lambda at, table=table: f"{at[1]}{table}{at[2]}", text)
+    readme.write_text(text)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    >>> print(table(["a", "b"], [["1", "2"]]), end="")
+    | a | b |
+    |---|---|
+    | 1 | 2 |
+    """
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]]) + "\n"
+
+
+def ends(share: float, num: int, digits: int = 1) -> str:
+    """Clopper-Pearson's 95 % interval of a share of so many images, in percent.
+
+    >>> ends(0.5, 100)
+    '39.8-60.2'
+    """
+    interval = binomtest(round(share * num), num).proportion_ci(0.95, method="exact")
+    return f"{100 * interval.low:.{digits}f}-{100 * interval.high:.{digits}f}"
 
 
 def plain(value: Any) -> Any:

@@ -3,8 +3,10 @@
 The environment is set before JAX is imported, and the import hook before jaxrobust is.
 """
 
+import gc
 import os
 from importlib.metadata import version
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of a test is compilation: half of it goes without LLVM's optimisations, and half of the rest
@@ -21,6 +23,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
+import jax
 import jaxtyping
 import pytest
 
@@ -34,3 +37,16 @@ jaxtyping.install_import_hook(
 def untyped(monkeypatch):
     """Annotations go unchecked: a wrong input meets the library's own `ValueError`."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_mappings():
+    """Every compiled program maps memory, and Linux lets a process map 65,530 times: then it dies.
+
+    Half of that is left to the next module.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+        gc.collect()

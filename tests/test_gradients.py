@@ -136,6 +136,33 @@ def test_a_loss_and_a_vector_of_one_have_the_same_mean(estimator):
     np.testing.assert_allclose(rows[1], jax.grad(many)(x, keys[1]), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("estimator", [gradients.eot(3), gradients.smoothed(0.3, 3)])
+@pytest.mark.parametrize(
+    "derivative",
+    [
+        jax.grad,  # in the weights, which the loss closes over
+        lambda f: jax.hessian(f, 1),
+        lambda f: jax.grad(lambda w, x, y: jnp.sum(jax.grad(f, 1)(w, x, y) ** 2)),
+        lambda f: jax.jacrev(jax.jacfwd(f)),
+    ],
+    ids=["weights", "hessian", "weights of a gradient", "forward, then reverse"],
+)
+def test_a_mean_loss_has_every_derivative(estimator, derivative):
+    def mean(gradient):
+        def loss(weights, x, y):
+            noise = lambda key: 0.1 * jax.random.normal(key, (3,))
+            f = lambda x, key: jax.nn.softplus(x @ weights + noise(key))[y] ** 2
+            return gradient(f)(x, KEY)
+
+        return jax.vmap(derivative(loss), (None, 0, 0))(weights, x, jnp.arange(3))
+
+    weights = jax.random.normal(jax.random.key(1), (5, 3))
+    x = jax.random.normal(jax.random.key(2), (3, 5))
+    # A vector of one goes the plain way: a vmap and a mean.
+    plain = lambda f: lambda x, key: estimator(lambda *at: f(*at)[None])(x, key)[0]
+    np.testing.assert_allclose(mean(estimator), mean(plain), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("fresh", [True, False])
 def test_fresh_noise_changes_from_step_to_step_and_shared_noise_does_not(fresh):
     estimator = gradients.smoothed(1.0, 1, fresh=fresh)

@@ -159,6 +159,27 @@ def test_noise_behind_a_dense_layer(scale):
 # Votes
 
 
+def test_algorithm_1_of_the_paper_from_images_to_radii():
+    """Same samples for choice and estimate, 95 % ends, Theorem 1: step by step with SciPy."""
+    x, n = at_distance(0.0, 0.1, 0.3, 0.6), 300
+    found = smoothing(
+        linear, x, key=KEY, sigma=SIGMA, n0=0, n=n, alpha=0.05, bound="renyi",
+        interval="bonferroni",
+    )  # fmt: skip
+    assert (found.counts.sum(1) == n).all()
+    for row, counts in enumerate(found.counts):
+        ends = [binomtest(int(k), n).proportion_ci(1 - 0.05 / len(counts), "exact") for k in counts]
+        order = np.argsort(-counts, kind="stable")
+        p1, p2 = ends[order[0]].low, ends[order[1]].high
+        assert found.prediction[row] == (-1 if p1 <= p2 else order[0])
+        alphas = np.linspace(1.0001, 50, 200_000)
+        powers = (0.5 * (p1 ** (1 - alphas) + p2 ** (1 - alphas))) ** (1 / (1 - alphas))
+        inner = 1 - p1 - p2 + 2 * powers
+        want = 0 if p1 <= p2 else np.sqrt((-2 * SIGMA**2 / alphas * np.log(inner)).max())
+        np.testing.assert_allclose(found.radius[row], want, rtol=1e-3)
+    assert found.abstain.tolist() == [True, False, False, False]
+
+
 def test_all_bounds_come_from_one_sample_set():
     x = at_distance(0.3, 0.1, 0.001)
     found = smoothing(linear, x, key=KEY, sigma=SIGMA, n=1000, bound="renyi")

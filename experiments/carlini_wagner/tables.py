@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +71,7 @@ def fill(readme: Path, folder: Path) -> None:
         "table 6 cifar10": _cases(found, "cifar10", "table 6", TABLE_6["cifar10"]),
         "transfer": _transfer(found),
     }
-    text = readme.read_text()
-    for name, table in tables.items():
-        mark = f"(<!-- {name} -->\n).*?(<!-- end -->)"
-        text = re.sub(mark, lambda at, table=table: f"{at[1]}{table}{at[2]}", text, flags=re.DOTALL)
-    readme.write_text(text)
+    records.fill(readme, tables)
 
 
 def _table_3(found: dict[str, Any]) -> str:
@@ -88,7 +83,7 @@ def _table_3(found: dict[str, Any]) -> str:
             cells += [_shown(one["found"]["average"]) if one else "", paper]
         rows.append(cells)
     head = ["", *(part for method in METHODS for part in (method.replace("_", " "), "paper"))]
-    return _table(head, rows)
+    return records.table(head, rows)
 
 
 def _cases(found: dict[str, Any], data: str, table: str, paper: dict[str, Any]) -> str:
@@ -101,7 +96,7 @@ def _cases(found: dict[str, Any], data: str, table: str, paper: dict[str, Any]) 
         for case, number in zip(CASES, published, strict=True):
             cells += [_shown(at[case]) if case in at else "", number]
         rows.append(cells)
-    return _table(["", *(part for case in CASES for part in (case, "paper"))], rows)
+    return records.table(["", *(part for case in CASES for part in (case, "paper"))], rows)
 
 
 def _transfer(found: dict[str, Any]) -> str:
@@ -112,14 +107,9 @@ def _transfer(found: dict[str, Any]) -> str:
             share = [f"{100 * at['transferred'][k]:.0f}" for k in ("targeted", "untargeted")]
             rows.append([f"{content['settings']['kappa']:g}", _shown(at["average"]), *share])
     rows.sort(key=lambda row: float(row[0]))
-    return _table(["kappa", "on the natural network", "targeted, %", "untargeted, %"], rows)
+    return records.table(["kappa", "on the natural network", "targeted, %", "untargeted, %"], rows)
 
 
 def _shown(case: dict[str, Any]) -> str:
     mean = "-" if case["mean"] is None else f"{case['mean']:.3g}"
     return f"{mean}, {100 * case['probability']:.0f} ({case['num']})"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]]) + "\n"

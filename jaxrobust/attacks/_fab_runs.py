@@ -101,7 +101,7 @@ def best_of_runs(goal: Goal, plane: Plane, x: Array, key: Array, best: Best, rul
         start = _random_start(x, start_key, best, rule)
         return _run(goal, plane, x, start, walk_key, best, rule), None
 
-    best = _run(goal, plane, x, x, key, best, rule)
+    best = _run(goal, plane, x, x, jax.random.fold_in(key, 0), best, rule)
     if rule.num_restarts == 1:
         return best
     return jax.lax.scan(again, best, jnp.arange(1, rule.num_restarts))[0]
@@ -112,8 +112,7 @@ def final_search(goal: Goal, x: Array, key: Array, best: Best, rule: Rule) -> Ar
 
     References: Croce and Hein 2020, eq. 9; the gap is that of the class at the far end.
     """
-    judge = jax.random.fold_in(key, rule.num_steps)
-    first = logits_of(goal.model(x, judge))
+    first = logits_of(goal.model(x, key))
 
     def halve(ends: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], None]:
         near, far, near_logits, far_logits = ends
@@ -122,14 +121,14 @@ def final_search(goal: Goal, x: Array, key: Array, best: Best, rule: Rule) -> Ar
         share = (-BEYOND * lowest - low) / (high - low)
         share = jnp.where((share >= 0) & (share <= 1), share, 1.0)
         middle = jnp.clip(near + share * (far - near), *rule.box)
-        outputs = goal.model(middle, judge)
+        outputs = goal.model(middle, key)
         hit = _reached(goal, outputs)
         logits = logits_of(outputs)
         inward = (near, middle, near_logits, logits)
         outward = (middle, far, logits, far_logits)
         return jax.tree.map(lambda a, b: jnp.where(hit, a, b), inward, outward), None
 
-    last = logits_of(goal.model(best.x_adv, judge))
+    last = logits_of(goal.model(best.x_adv, key))
     return jax.lax.scan(halve, (x, best.x_adv, first, last), None, length=3)[0][1]
 
 

@@ -112,33 +112,31 @@ def _search(
             return losses.success(losses.margin, outputs, y)
         return losses.success(losses.targeted(losses.margin), outputs, target)
 
-    def saliency(x_adv: Array, now: Array) -> tuple[Array, Array]:
+    def saliency(values: Array, pullback: Callable[[Array], Array]) -> tuple[Array, Array]:
         """How much the target rises, and the others together fall, for a move along theta."""
-        if on == "softmax":
-            log_probability = lambda x, key: jax.nn.log_softmax(logits(x, key))[wanted]
-            value, pullback = gradients.vjp(log_probability, x_adv, now)
-            rise = fall = pullback(jnp.ones_like(value))
+        towards = (classes == wanted).astype(values.dtype)
+        if on == "softmax":  # the slope of the target's log probability
+            rise = fall = pullback(towards - jax.nn.softmax(values))
         else:
-            values, pullback = gradients.vjp(logits, x_adv, now)
-            towards = (classes == wanted).astype(values.dtype)
             rise, fall = jax.vmap(pullback)(jnp.stack([towards, towards - 1]))
         return _unit(rise.ravel()) * jnp.sign(theta), _unit(fall.ravel()) * jnp.sign(theta)
 
     best = _best_pair if pairs else _best_feature
 
     def step(t: Array, state: _State) -> _State:
-        now = jax.random.fold_in(key, t)
-        rise, fall = saliency(state.x_adv, now)
+        values, pullback = gradients.vjp(logits, state.x_adv, jax.random.fold_in(key, t))
+        done = reached(values)
+        rise, fall = saliency(values, pullback)
         usable = state.free & jnp.isfinite(rise) & jnp.isfinite(fall)
         chosen = best(jnp.where(usable, rise, -jnp.inf), jnp.where(usable, fall, -jnp.inf))
+        chosen &= ~done & (t < num_steps)  # the last turn only judges
         moved = jnp.clip(state.x_adv + theta * (box[1] - box[0]), *box)
         x_adv = jnp.where(chosen.reshape(x.shape), moved, state.x_adv)
-        done = reached(model(x_adv, now))
         return _State(x_adv, state.free & ~chosen, done, ~jnp.any(chosen))
 
     free = (x < box[1] if theta > 0 else x > box[0]).ravel()
-    start = _State(x, free, reached(first), jnp.zeros_like(free, shape=()))
-    found = at_most(num_steps, lambda state: ~(state.done | state.stuck), step, start)
+    no = jnp.zeros_like(free, shape=())
+    found = at_most(num_steps + 1, lambda s: ~(s.done | s.stuck), step, _State(x, free, no, no))
     return jnp.where(found.done, found.x_adv, x)
 
 

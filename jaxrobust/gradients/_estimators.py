@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxrobust.checks import check_count, check_radius
@@ -54,8 +56,8 @@ def smoothed(sigma: float, n: int, fresh: bool = True) -> Gradient:
         sigma: Standard deviation of the noise in pixel units.
         n: Number of draws.
         fresh: True draws new noise at every step of the search. False keeps the draws of the first
-            step throughout, as the released code of paper 000 did by its fixed op seed (there all
-            n draws also coincide: n=1 reproduces it).
+            step throughout, those of a `Randomized` model too, as the released code of paper 000
+            did by its fixed op seed (there all n draws also coincide: n=1 reproduces it).
 
     References: paper 000, sec. 3 (`E_{d~N(0, sigma^2 I)} grad L(x + d)`); methods.md A.
 
@@ -93,16 +95,43 @@ def _mean(f: OneExample, x: Float[Array, "*d"], keys: Key[Array, " n"]) -> PyTre
         outputs = jax.vmap(f, (None, 0))(x, keys)
         return jax.tree.map(lambda leaf: leaf.mean(0), outputs)
 
-    here = jax.lax.stop_gradient(x)
-    value_and_grad = canonical(jax.value_and_grad(f))
+    loss, consts = jax.closure_convert(f, x, keys[0])
+    return _mean_loss(loss)(x, keys, *consts)
 
-    def add(total: Any, key: Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, value_and_grad(here, key)), None
 
-    start = (jnp.zeros_like(here, shape=(), dtype=out.dtype), jnp.zeros_like(here))
-    value, slope = jax.lax.stop_gradient(jax.lax.scan(add, start, keys)[0])
-    # A function with this value and this derivative.
-    return (value + jnp.sum((x - here) * slope)) / len(keys)
+def _mean_loss(loss: Callable[..., Array]) -> Callable[..., Array]:
+    """Mean over keys, whose derivatives take one draw's memory: in x, constants, of any order."""
+
+    @jax.custom_jvp
+    def mean(x: Array, keys: Array, *consts: Array) -> Array:
+        add = lambda total, key: (total + loss(x, key, *consts), None)
+        return jax.lax.scan(add, jnp.zeros_like(x, shape=()), keys)[0] / len(keys)
+
+    @functools.partial(mean.defjvp, symbolic_zeros=True)
+    def mean_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+        x, keys, *consts = primals
+        inputs = [x, *consts]
+        dots = [tangents[0], *tangents[2:]]
+        moved = [i for i, dot in enumerate(dots) if not isinstance(dot, SymbolicZero)]
+
+        def of_moved(moving: list[Array], key: Array) -> Array:
+            whole = dict(enumerate(inputs)) | dict(zip(moved, moving, strict=True))
+            return loss(whole[0], key, *(whole[i] for i in range(1, len(whole))))
+
+        here = [inputs[i] for i in moved]
+        value_and_grad = canonical(jax.value_and_grad(of_moved))
+
+        def add(total: Any, key: Array) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, value_and_grad(here, key)), None
+
+        start = (jnp.zeros_like(x, shape=()), [jnp.zeros_like(one) for one in here])
+        value, slopes = jax.lax.scan(add, start, keys)[0]
+        slope = sum(
+            (jnp.sum(slopes[k] * dots[i]) for k, i in enumerate(moved)), jnp.zeros_like(value)
+        )
+        return value / len(keys), slope / len(keys)
+
+    return mean
 
 
 def step_key(gradient: Gradient, key: Key[Array, ""], step: int | Array) -> Key[Array, ""]:
