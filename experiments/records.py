@@ -48,8 +48,17 @@ def read(folder: Path) -> dict[str, Any]:
     return {content["name"]: content for content in contents}
 
 
-def fill(readme: Path, tables: dict[str, str]) -> None:
-    """Put each table where the README says `<!-- its name -->`, up to `<!-- end -->`."""
+def show(tables: dict[str, str], readme: Path, preset: str) -> None:
+    """Put the cpu preset's tables into the README, and print those of any other.
+
+    Args:
+        tables: By name: each goes from `<!-- its name -->` to `<!-- end -->`.
+        readme: Of the experiment; where there is none, tables are printed too.
+        preset: What the numbers are of.
+    """
+    if preset != "cpu" or not readme.exists():
+        print(*tables.values(), sep="\n")
+        return
     text = readme.read_text()
     for name, table in tables.items():
         mark = re.compile(f"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -82,6 +91,11 @@ def ends(share: float, num: int, digits: int = 1) -> str:
 def plain(value: Any) -> Any:
     """A value as JSON reads it back; dataclasses become dictionaries."""
     return json.loads(json.dumps(value, default=dataclasses.asdict))
+
+
+def trained_steps(folder: Path) -> int:
+    """Steps of the last checkpoint of a training; 0 where there is none."""
+    return max((int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdigit()), default=0)
 
 
 def commit() -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import tyro
 
+from experiments import records
 from experiments.carlini_wagner import config, evaluate, tables
 from experiments.carlini_wagner.train import train
 
@@ -42,7 +43,7 @@ def main(args: Args) -> None:
     place = evaluate.Place(args.out, args.results, args.preset, args.seed)
     if args.stage == "evaluate":
         evaluate.record(place, args.data, args.only)
-    tables.fill(args.results.parent / "README.md", place.folder)
+    records.show(tables.tables(place.folder), args.results.parent / "README.md", args.preset)
 
 
 if __name__ == "__main__":

@@ -163,8 +163,7 @@ def logits_of(data: str, network: str, place: Place) -> Partial | None:
     """A trained network; None where it is not trained to its end."""
     preset = config.PRESETS[place.preset]
     folder = folder_of(data, network, place.preset, place.out)
-    steps = [int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdigit()]
-    if max(steps, default=0) < config.steps(data, network, preset):
+    if records.trained_steps(folder) < config.steps(data, network, preset):
         return None
     params, _ = jr.train.restore(folder)
     return Partial(_apply(data), {"params": jax.tree.map(jnp.asarray, params)})

@@ -60,10 +60,10 @@ TABLE_6 = {
 CASES = ("best", "average", "worst")
 
 
-def fill(readme: Path, folder: Path) -> None:
-    """Put the tables between their marks in the README."""
+def tables(folder: Path) -> dict[str, str]:
+    """Markdown tables by their names in the README."""
     found = records.read(folder)
-    tables = {
+    return {
         "table 3": _table_3(found),
         "table 4 mnist": _cases(found, "mnist", "table 4", TABLE_4["mnist"]),
         "table 6 mnist": _cases(found, "mnist", "table 6", TABLE_6["mnist"]),
@@ -71,7 +71,6 @@ def fill(readme: Path, folder: Path) -> None:
         "table 6 cifar10": _cases(found, "cifar10", "table 6", TABLE_6["cifar10"]),
         "transfer": _transfer(found),
     }
-    records.fill(readme, tables)
 
 
 def _table_3(found: dict[str, Any]) -> str:

@@ -78,3 +78,22 @@ SMOKE = Config(
 """Only shows that the code runs; its numbers mean nothing."""
 
 PRESETS = {"paper": PAPER, "cpu": CPU, "smoke": SMOKE}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How many images the rows of `rows.py` are measured on.
+
+    Attributes:
+        table: A row of a table.
+        decision: The decision attack.
+        curve: A curve of Figure 6.
+    """
+
+    table: int
+    decision: int
+    curve: int
+
+
+SIZES = {"paper": Sizes(10_000, 1000, 1000), "cpu": Sizes(1000, 200, 500), "smoke": Sizes(16, 8, 8)}
+"""By preset; the paper's tables are of the whole test sets."""

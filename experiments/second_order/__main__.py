@@ -8,6 +8,7 @@ from typing import Literal
 
 import tyro
 
+from experiments import records
 from experiments.second_order import config, evaluate, figures, tables, train
 
 
@@ -49,11 +50,9 @@ def main(args: Args) -> None:
     if args.stage == "evaluate":
         evaluate.record(place, args.data, args.only)
     figures.draw(place.folder(args.data))
-    readme = args.results.parent / "README.md"
-    if args.data == "test" and args.preset == "cpu" and readme.exists():
-        tables.fill(readme, place.folder(args.data))
-    else:
-        print(*tables.tables(place.folder(args.data)).values(), sep="\n")
+    found = tables.tables(place.folder(args.data))
+    preset = args.preset if args.data == "test" else "held-out"  # the README is of the test set
+    records.show(found, args.results.parent / "README.md", preset)
 
 
 if __name__ == "__main__":

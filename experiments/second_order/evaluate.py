@@ -293,20 +293,20 @@ def _record(place: Place, data: str, measurement: Measurement) -> None:
 def _subject(name: str, num_images: int, place: Place, data: str) -> Subject | None:
     """A trained network with its images; None where its training is not finished."""
     folder = folder_of(name, place.preset, place.out, place.madry)
-    steps = [int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdigit()]
+    steps = records.trained_steps(folder)
     if name in SHARED or place.preset == "smoke":
         architecture, wanted = "madry_cnn" if name.startswith("mnist") else "small_cnn", 1
     else:
         recipe = RECIPES[place.preset][name]
         architecture, wanted = recipe.model, recipe.num_epochs * recipe.steps_per_epoch
-    if max(steps, default=0) < wanted:
+    if steps < wanted:
         return None
     params, model_state = jr.train.restore(folder)
     variables = jax.tree.map(jnp.asarray, {"params": params, **model_state})
     which = name.split()[0]
     images = jr.data.load(which, config.SPLITS[data][which])
     logits_fn = Partial(_apply(architecture), variables)
-    return Subject(name, logits_fn, max(steps), images.x[:num_images], images.y[:num_images])
+    return Subject(name, logits_fn, steps, images.x[:num_images], images.y[:num_images])
 
 
 @functools.cache  # one function for each architecture, so that networks share compiled programs

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-
+from experiments.plots import finish, panels, save
 from experiments.records import read
 
 LABELS = {
@@ -59,24 +57,30 @@ def _certified(found: dict[str, Any], folder: Path) -> None:
     names = [name for name in found if name.startswith("figure 1 ")]
     if not names:
         return
-    figure, axes = _panels(len(names))
+    names.sort(key=lambda name: "cifar10" in name)
+    figure, axes = panels(len(names))
     for axis, name in zip(axes, names, strict=True):
         content = found[name]["found"]
         few, many, _ = content["certified"]
-        for bound, dash in DASHES.items():
-            accuracy = content["certified"][many][bound]
-            axis.plot(content["radii"], accuracy, dash, color="C0", label=f"{bound}, {many}")
-        axis.plot(content["radii"], content["certified"][few]["renyi"], "C1", label=f"renyi, {few}")
+        radii = np.asarray(content["radii"])
+        reached = [0.0]
+        for draws, bound, style in [*((many, b, f"C0{d}") for b, d in DASHES.items()),
+            (few, "renyi", "C1")]:  # fmt: skip
+            accuracy = np.asarray(content["certified"][draws][bound])
+            axis.plot(radii, accuracy, style, label=f"{bound}, {draws}")
+            reached.append(radii[accuracy > 0].max(initial=0))
         network = found[name]["network"]
-        if network.startswith("mnist") and network.endswith("0.4"):
-            axis.plot(0.8, 0.5, "k*")  # the paper's
-        _finish(axis, network, "l2 radius", "certified accuracy")
-    _save(figure, axes, folder / "figure-1.svg")
+        if network == "mnist stn 0.4":
+            axis.plot(0.8, 0.5, "k*", label="paper 000")
+            reached.append(0.8)
+        finish(axis, _written(network), "l2 radius", "certified accuracy")
+        axis.set_xlim(right=max(reached) + 0.1)
+    save(figure, axes, folder / "figure-1.svg")
 
 
 def _attacked_mnist(found: dict[str, Any], folder: Path) -> None:
     norms = [name for name in found if name.startswith("figure 2 norms ")]
-    panels = {
+    pairs = {
         "PGD against S-O": {
             "natural, PGD": "figure 2 PGD on mnist natural",
             "Madry linf, PGD": "figure 2 PGD on mnist madry linf",
@@ -90,46 +94,57 @@ def _attacked_mnist(found: dict[str, Any], folder: Path) -> None:
     }
     if not norms:
         return
-    figure, axes = _panels(3)
+    figure, axes = panels(3)
     for name in norms:
         of = found[name]["found"]["gradient_norm"]
         axes[0].plot(of, label=name.removeprefix("figure 2 norms "))
     axes[0].set(title="gradients during the attack", xlabel="step", ylabel="mean l2 norm")
     axes[0].set_yscale("log")
-    for axis, (title, series) in zip(axes[1:], panels.items(), strict=True):
+    for axis, (title, series) in zip(axes[1:], pairs.items(), strict=True):
         _series(axis, found, title, series)
-    _save(figure, axes, folder / "figure-2.svg")
+    save(figure, axes, folder / "figure-2.svg")
 
 
-def _curves(found: dict[str, Any], path: Path, panels: dict[str, dict[str, str]]) -> None:
-    if not any(name in found for series in panels.values() for name in series.values()):
+def _curves(found: dict[str, Any], path: Path, titles: dict[str, dict[str, str]]) -> None:
+    if not any(name in found for series in titles.values() for name in series.values()):
         return
-    figure, axes = _panels(len(panels))
-    for axis, (title, series) in zip(axes, panels.items(), strict=True):
+    figure, axes = panels(len(titles))
+    for axis, (title, series) in zip(axes, titles.items(), strict=True):
         _series(axis, found, title, series)
-    _save(figure, axes, path)
+    save(figure, axes, path)
 
 
 def _series(axis: Any, found: dict[str, Any], title: str, series: dict[str, str]) -> None:
-    norm = "l2"
+    """Accuracy against eps: a colour a network, PGD dashed."""
+    norm, colours = "l2", {}
     for label, name in series.items():
         if name in found:
+            network = label.removesuffix(", PGD").removesuffix(", S-O")
+            colour = colours.setdefault(network, f"C{len(colours)}")
+            dash = "--" if label.endswith("PGD") else "-"
             norm = found[name]["settings"]["norm"]
             accuracy = found[name]["found"]["accuracy"]
-            axis.plot([float(eps) for eps in accuracy], list(accuracy.values()), ".-", label=label)
-    _finish(axis, title, f"eps ({norm})", "accuracy")
+            eps = [float(eps) for eps in accuracy]
+            axis.plot(eps, list(accuracy.values()), dash, marker=".", color=colour, label=label)
+    finish(axis, title, f"eps ({norm})", "accuracy")
+
+
+def _written(network: str) -> str:
+    for plain, written in {"mnist": "MNIST", "cifar10": "CIFAR-10", "stn": "STN"}.items():
+        network = network.replace(plain, written)
+    return network
 
 
 def _bounds(found: dict[str, Any], folder: Path) -> None:
     if "figure 4" not in found:
         return
     content = found["figure 4"]["found"]
-    figure, axes = _panels(2)
+    figure, axes = panels(2)
     for axis, (case, radius) in zip(axes, content["radius"].items(), strict=True):
         for bound, values in radius.items():
             axis.plot(content["p1"], values, DASHES[bound], label=bound)
         axis.set(title=case, xlabel="p1", ylabel="l2 radius, sigma 1")
-    _save(figure, axes, folder / "figure-4.svg")
+    save(figure, axes, folder / "figure-4.svg")
 
 
 def _examples(found: dict[str, Any], folder: Path) -> None:
@@ -147,31 +162,4 @@ def _examples(found: dict[str, Any], folder: Path) -> None:
             axis.set_title(str(predicted), fontsize=9)
             axis.axis("off")
     figure.savefig(folder / "figure-7.png", dpi=80, metadata={"Software": None})
-    plt.close(figure)
-
-
-def _panels(num: int) -> tuple[Any, Any]:
-    columns = min(num, 4)
-    rows = -(-num // columns)
-    size = (3.6 * columns, 3.2 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for axis in axes.flat[num:]:
-        axis.axis("off")
-    return figure, axes.flat[:num]
-
-
-def _finish(axis: Any, title: str, xlabel: str, ylabel: str) -> None:
-    axis.set(title=title, xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.02))
-    axis.set_xlim(left=0)
-    axis.grid(color="0.92")
-
-
-def _save(figure: Any, axes: Any, path: Path) -> None:
-    shown = set()
-    for axis in axes:
-        labels = tuple(axis.get_legend_handles_labels()[1])
-        if labels and labels not in shown:
-            axis.legend(fontsize=7)
-            shown.add(labels)
-    figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

@@ -256,7 +256,7 @@ def bounds() -> dict[str, Any]:
         "pixeldp": jr.certify.pixeldp_radius,
     }
     p = np.linspace(0.505, 0.995, 99)
-    cases = {"p2 = 1 - p1": 1 - p, "p2 = 0.1": np.minimum(0.1, 1 - p)}
+    cases = {"p2 = 1 - p1": 1 - p, "p2 = min(0.1, 1 - p1)": np.minimum(0.1, 1 - p)}
     unanimous = {}
     for interval in ("bonferroni", "goodman"):
         for n in (100, 1000, 2000, 10_000):

@@ -29,11 +29,6 @@ def tables(folder: Path) -> dict[str, str]:
     }
 
 
-def fill(readme: Path, folder: Path) -> None:
-    """Put the tables between their marks in the README."""
-    records.fill(readme, tables(folder))
-
-
 def _choices(found: dict[str, Any]) -> str:
     """What held-out images chose, and between which accuracies the candidates lay."""
     rows = []
