@@ -57,3 +57,19 @@ def test_gradients_are_those_that_the_jaxpr_holds(search) -> None:
     report = jr.evaluate(model, (X, Y), attacks=attacks, ball=BALL, key=jax.random.key(0))
     judging = search.num_restarts if search.num_restarts > 1 else 0  # of each run
     assert report.attacks["it"].forwards == measure.cost(search) + judging
+
+
+def test_curvature_is_the_hessians_spectral_norm() -> None:
+    weights = jax.random.normal(jax.random.key(3), (12, 3))
+    rng = np.random.default_rng(0)
+    x, y = rng.random((5, 12)).astype(np.float32), rng.integers(0, 3, 5)
+    smooth = lambda x: jax.nn.softplus(x @ weights) ** 2
+    hessian = jax.hessian(lambda x, y: jr.losses.margin(smooth(x[None])[0], y))
+    largest = np.abs(np.linalg.eigvalsh(jax.vmap(hessian)(x, y))).max(1)
+    found = measure.curvature(smooth, x, y, seed=0)["margin"]
+    np.testing.assert_allclose(found["hessian"], np.median(largest), rtol=0.02)
+    np.testing.assert_allclose(found["largest_hessian"], largest.max(), rtol=0.02)
+
+    piecewise_linear = lambda x: jax.nn.relu(x @ weights)
+    found = measure.curvature(piecewise_linear, x, y, seed=0)
+    assert found["margin"]["largest_hessian"] == 0 < found["cross_entropy"]["hessian"]

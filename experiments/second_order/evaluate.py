@@ -195,6 +195,8 @@ def measurements(sizes: Sizes, place: Place) -> Iterator[Measurement]:
         at = {"search": _chosen(place, kind), "norm": "l2", "radii": L2}
         yield Measurement(f"figure 2 {name} on {network}", network, sizes.sweep, _attack, at)
 
+    for network in (NATURAL, MADRY):
+        yield Measurement(f"curvature {network}", network, sizes.page, _curvature, {})
     for network, recipe in CPU.items():
         if recipe.sigma:
             at = {"sigma": recipe.sigma, "draws": sizes.draws}
@@ -343,6 +345,11 @@ def _attack(
 def _norms(subject: Subject, folder: Path, **settings: Any) -> dict[str, Any]:
     del folder
     return measure.gradient_norms(subject.logits_fn, subject.x, subject.y, **settings)
+
+
+def _curvature(subject: Subject, folder: Path, *, seed: int) -> dict[str, Any]:
+    del folder
+    return measure.curvature(subject.logits_fn, subject.x, subject.y, seed=seed)
 
 
 def _certificate(subject: Subject, folder: Path, **settings: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ def tables(folder: Path) -> dict[str, str]:
         "table 2": _table_2(found),
         "honest": _honest(found),
         "curves": _curves(found),
+        "curvature": _curvature(found),
         "certified": _certified(found),
         "unanimous": _unanimous(found),
     }
@@ -99,6 +100,17 @@ def _curves(found: dict[str, Any]) -> str:
             )
             rows.append([name, f"{num}", points])
     return records.table(["sweep", "images", "eps: accuracy, % (95 %)"], rows)
+
+
+def _curvature(found: dict[str, Any]) -> str:
+    rows = [
+        [content["network"], loss.replace("_", "-"),
+            *(f"{at[k]:.2g}" for k in ("gradient", "hessian", "largest_hessian"))]
+        for name, content in found.items() if name.startswith("curvature ")
+        for loss, at in content["found"].items()
+    ]  # fmt: skip
+    head = ["network", "loss", "median |gradient|", "median |Hessian|", "largest"]
+    return records.table(head, rows)
 
 
 def _certified(found: dict[str, Any]) -> str:
