@@ -13,6 +13,7 @@ from scipy.stats import binomtest, chi2, norm
 
 import jaxrobust as jr
 from jaxrobust.certify import (
+    _smoothing,
     cohen_radius,
     on_layers,
     on_model,
@@ -20,7 +21,7 @@ from jaxrobust.certify import (
     smoothed_radius,
     smoothing,
 )
-from jaxrobust.certify._smoothing import _predictions
+from jaxrobust.certify._smoothing import _predict_pairs, _predictions
 from jaxrobust.layers import Dense
 from jaxrobust.linalg import proved_upper
 from jaxrobust.transforms import gaussian_noise
@@ -327,6 +328,21 @@ def test_noise_is_gaussian_of_that_width():
         assert abs(votes[0, 0] / n - p) < 4.5 * np.sqrt(p * (1 - p) / n)
 
 
+def test_all_devices_share_the_votes(monkeypatch):
+    """Each pair is predicted by one device, and the votes do not depend on how many there are."""
+    x = at_distance(0.05, 0.1, 0.2)
+    seen = []
+    spread = lambda devices: (seen.append(len(devices)), _predictions(devices))[1]
+    monkeypatch.setattr(_smoothing, "_predictions", spread)
+    votes = functools.partial(smoothing, linear, x, key=KEY, sigma=SIGMA, n=200, batch_size=32)
+    many = votes().counts
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: devices[:1])
+    np.testing.assert_array_equal(votes().counts, many)
+    assert seen == [len(devices), 1]
+    assert len(devices) > 1
+
+
 def test_one_trace_for_any_number_of_samples():
     traces = []
 
@@ -334,10 +350,11 @@ def test_one_trace_for_any_number_of_samples():
         traces.append(x.shape)
         return linear(x)
 
-    before, x = _predictions._cache_size(), at_distance(0.1, 0.2)
-    for n, sigma in ((50, 0.2), (1000, 0.2), (77, 0.3)):
+    x, compiled = at_distance(0.1, 0.2), _predictions(tuple(jax.devices()))
+    before = compiled._cache_size()
+    for n, sigma in ((400, 0.2), (1000, 0.2), (377, 0.3)):
         smoothing(traced, x, key=KEY, sigma=sigma, n=n, batch_size=128)
-    assert _predictions._cache_size() == before + 1
+    assert compiled._cache_size() == before + 1
     assert len(traces) == 4  # and each call looks once at the shape of the output
 
 
@@ -346,7 +363,7 @@ def test_memory_does_not_depend_on_n():
     x = at_distance(0.1, 0.2)
     item = np.zeros(16, np.int32)
     keys = jax.random.split(KEY, 2)
-    jaxpr = jax.make_jaxpr(_predictions)(gaussian_noise(linear, SIGMA), x, keys, item, item)
+    jaxpr = jax.make_jaxpr(_predict_pairs)(gaussian_noise(linear, SIGMA), x, keys, item, item)
     sizes = [v.aval.size for eqn in _equations(jaxpr.jaxpr) for v in eqn.outvars]
     assert max(sizes) <= 16 * x[0].size * 4
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxrobust import checks
@@ -34,6 +36,8 @@ from jaxrobust.types import (
     predicted_class,
     row_keys,
 )
+
+AXIS = "votes"
 
 
 def smoothing(
@@ -81,7 +85,8 @@ def smoothing(
         interval: "clopper_pearson", "bonferroni" or "goodman" (asymptotic).
         stem: Batch function before the noise; None for the identity.
         lipschitz: Proved upper bound of its Lipschitz constant in l2.
-        batch_size: Noisy images at once, over rows and samples; memory does not depend on n.
+        batch_size: Noisy images at once on each device, over rows and samples; all devices share
+            the work, and memory does not depend on n.
         box: Legal pixel values of x. Noisy images leave it.
 
     Returns:
@@ -138,7 +143,7 @@ def smoothed_predict(
         n: Samples an image.
         alpha: Probability of a wrong class, for each image.
         stem: Batch function before the noise; None for the identity.
-        batch_size: Noisy images at once.
+        batch_size: Noisy images at once on each device.
         box: Legal pixel values of x.
 
     Returns:
@@ -187,14 +192,16 @@ def _count(
     votes = np.zeros((2, len(x), checks.check_logits(logits_of(one), 1)), np.int64)
     samples = n0 + n
     total = len(x) * samples
-    for start in range(0, total, batch_size):
+    devices = tuple(jax.devices()[: -(-total // batch_size)])
+    predictions = _predictions(devices)
+    whole = jax.device_put((noisy, features, keys), NamedSharding(_mesh(devices), PartitionSpec()))
+    piece = batch_size * len(devices)
+    for start in range(0, total, piece):
         # The last piece is filled up with repetitions, which are not counted.
-        item = np.arange(start, start + batch_size) % total
+        item = np.arange(start, start + piece) % total
         row, sample = item // samples, item % samples
-        found = np.asarray(
-            _predictions(noisy, features, keys, row.astype(np.int32), sample.astype(np.int32))
-        )
-        counted = (found >= 0) & (np.arange(batch_size) < total - start)
+        found = np.asarray(predictions(*whole, row.astype(np.int32), sample.astype(np.int32)))
+        counted = (found >= 0) & (np.arange(piece) < total - start)
         estimate = (sample >= n0).astype(int)
         np.add.at(votes, (estimate[counted], row[counted], found[counted]), 1)
     return votes
@@ -205,8 +212,25 @@ def _features(stem: Callable[..., Any], x: Array) -> Array:
     return jax.vmap(lambda x: stem(x[None])[0])(x)
 
 
-@jax.jit
-def _predictions(noisy: Randomized, features: Array, keys: Array, row: Any, sample: Any) -> Array:
+def _mesh(devices: tuple[Any, ...]) -> Mesh:
+    return Mesh(np.array(devices), (AXIS,))
+
+
+@functools.cache
+def _predictions(devices: tuple[Any, ...]) -> Callable[..., Array]:
+    """`(noisy, features, keys, row, sample) -> classes`, pairs spread over the devices."""
+    whole, each = PartitionSpec(), PartitionSpec(AXIS)
+    return jax.jit(
+        jax.shard_map(
+            _predict_pairs, mesh=_mesh(devices), in_specs=(whole, whole, whole, each, each),
+            out_specs=each, check_vma=False,
+        )
+    )  # fmt: skip
+
+
+def _predict_pairs(
+    noisy: Randomized, features: Array, keys: Array, row: Array, sample: Array
+) -> Array:
     """Class of each pair of a row and a sample; the draw rests on the row's key and the sample."""
     model = per_example(noisy)
 

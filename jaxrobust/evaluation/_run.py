@@ -54,7 +54,8 @@ def evaluate(
     Every image that an attack returns is checked for finiteness, measured, brought into ball and
     box, and classified anew; only that counts. After each attack only the examples that are still
     right go to the next, gathered into full batches of one shape, so each attack is traced once
-    and strong attacks behind weak ones cost little. Batches are spread over all devices.
+    and strong attacks behind weak ones cost little. Batches of attacks are spread over all devices,
+    as the votes of smoothed certificates are.
 
     An example's result depends on the key and its index alone: not on its neighbours, the batch
     size, the number of devices or the order of the attacks (each draws from the checksum of its
