@@ -17,6 +17,7 @@ from contracts import (
 from jax.sharding import Mesh, PartitionSpec
 
 import jaxrobust as jr
+from jaxrobust.evaluation._count import count
 
 KEY = jax.random.key(7)
 WHICH = ("name", "norm")
@@ -67,6 +68,21 @@ def test_same_key_same_bits_and_another_key_is_heard(name, norm):
     np.testing.assert_array_equal(first, again)
     other = attack(logits_fn, x, y, key=jax.random.key(8), ball=ball)
     assert np.array_equal(first, other) is (name in DETERMINISTIC)
+
+
+@attacks
+def test_the_model_is_asked_no_more_often_than_counted(name, norm):
+    logits_fn, _, x, y = problem(2, batch=1)
+    calls = []
+
+    def counting(x):
+        jax.debug.callback(lambda _: calls.append(None), x[0, 0])
+        return logits_fn(x)
+
+    jax.block_until_ready(COMMON[name](counting, x, y, key=KEY, ball=jr.Ball(norm, 0.05)))
+    jax.effects_barrier()
+    _, forwards = count(COMMON[name], logits_fn, x, 3, norm, jr.Box())
+    assert 0 < len(calls) <= forwards
 
 
 @attacks

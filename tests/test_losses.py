@@ -1,5 +1,7 @@
 """Losses against their formulas."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jaxrobust as jr
 from jaxrobust import losses
 
 logits_and_label = st.tuples(
@@ -191,3 +194,22 @@ def test_dlr_leaves_out_classes_that_are_ruled_out():
 def test_a_target_is_given_once():
     with pytest.raises(ValueError, match="must not be targeted already"):
         losses.targeted(losses.targeted(losses.margin))
+
+
+@pytest.mark.parametrize("name", ["bim", "pgd", "apgd", "square", "second_order"])
+def test_attacks_within_a_ball_please_a_detector_too(name):
+    """Class 1 where x0 > 0.5; the detector passes x1 <= 0.6, and is only met by the penalty."""
+    model = lambda x: (jnp.stack([0.0 * x[:, 0], 4 * (x[:, 0] - 0.5)], -1), x[:, 1])
+    hinge = lambda outputs, y: 4 * jnp.maximum(0.0, outputs[1] - 0.6)
+    settings = {"second_order": {"sigma": 0.01, "num_steps": 40}, "square": {"num_queries": 300}}
+    attack = functools.partial(
+        getattr(jr.attacks, name), **settings.get(name, {"num_steps": 40}),
+        key=jax.random.key(0), ball=jr.Ball("linf", 0.4),
+    )  # fmt: skip
+    x, y = jnp.array([[0.4, 0.9], [0.3, 0.95]]), jnp.array([0, 0])
+    logits, seen = model(attack(model, x, y, loss=losses.f6))
+    assert (logits.argmax(-1) == 1).all()
+    assert (seen > 0.6).any()
+    logits, seen = model(attack(model, x, y, loss=losses.penalized(losses.f6, hinge)))
+    assert (logits.argmax(-1) == 1).all()
+    assert (seen <= 0.6).all()

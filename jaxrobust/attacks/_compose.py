@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxrobust import checks, losses
 from jaxrobust.attacks._lift import check_call, row_axis
+from jaxrobust.loops import at_most
 from jaxrobust.threat import Ball, check_ball
 from jaxrobust.types import (
     Attack,
@@ -89,16 +90,16 @@ def on_alive(attack: Attack, chunk: int) -> Callable[..., Array]:
         def rows(leaf: Any, which: Array) -> Any:
             return leaf[which] if jnp.ndim(leaf) else leaf
 
-        def body(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            start, out = carry
+        def body(turn: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            left, out = state
+            start = turn * chunk
             which = jax.lax.dynamic_slice_in_dim(filled, start, chunk)
             part = dataclasses.replace(ball, eps=rows(ball.eps, which))
             attacked = attack(logits_fn, x[which], y[which], key=keys[which], ball=part)
-            return start + chunk, jax.lax.dynamic_update_slice_in_dim(out, attacked, start, 0)
+            return left - chunk, jax.lax.dynamic_update_slice_in_dim(out, attacked, start, 0)
 
-        zero = num_alive * 0
         slots = jnp.zeros_like(x, shape=(num_chunks * chunk, *x.shape[1:])) + 0 * x[:1]
-        _, slots = jax.lax.while_loop(lambda carry: carry[0] < num_alive, body, (zero, slots))
+        _, slots = at_most(num_chunks, lambda state: state[0] > 0, body, (num_alive, slots))
         place = jnp.argsort(order)
         mask = alive.reshape(-1, *[1] * (x.ndim - 1))
         return jnp.where(mask, slots[place], x)
