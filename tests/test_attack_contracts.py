@@ -1,5 +1,7 @@
 """What every attack promises, whichever it is."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -267,3 +269,26 @@ def test_wrong_counts_and_steps_are_refused():
     for wrong in ({"num_steps": 0}, {"num_steps": 2.5}, {"num_restarts": 0}, {"step_size": -1.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             jr.attacks.pgd(logits_fn, x, y, key=KEY, ball=ball, **wrong)
+
+
+@pytest.mark.parametrize(
+    "attack,arrays",
+    [
+        (jr.attacks.jsma, 20),
+        (functools.partial(jr.attacks.apgd_targeted, ball=jr.Ball("linf", 8 / 255)), 20),
+        (jr.attacks.fab_targeted, 30),
+        (functools.partial(jr.attacks.deepfool, num_candidates=10), 10 * 20),
+        (jr.attacks.every_target(jr.attacks.carlini_wagner_l2), 9 * 20),
+    ],
+    ids=["jsma", "apgd_targeted", "fab_targeted", "deepfool", "carlini_wagner, nine targets"],
+)
+def test_memory_at_the_size_of_cifar10(attack, arrays):
+    """As stated: a few arrays of batch x dims (x candidates, x targets); far below 4 GiB."""
+    shape = (128, 32, 32, 3)
+    logits_fn = lambda x: x.reshape(len(x), -1)[:, :10]
+    call = jax.jit(lambda x, y, keys: attack(logits_fn, x, y, key=keys))
+    x, y = jax.ShapeDtypeStruct(shape, "float32"), jax.ShapeDtypeStruct(shape[:1], "int32")
+    keys = jax.eval_shape(lambda: jax.random.split(KEY, shape[0]))
+    used = call.lower(x, y, keys).compile().memory_analysis()
+    total = used.temp_size_in_bytes + used.output_size_in_bytes + used.argument_size_in_bytes
+    assert total < arrays * 4 * np.prod(shape) < 4 * 2**30
