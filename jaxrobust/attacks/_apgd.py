@@ -44,7 +44,7 @@ def apgd(
 
     Deviations from the authors' code, which does not stop: the first step is compared with the
     start (there with 0), and the noise that l1 starts from is projected as such.
-    Memory: some eight images a row beside the model's gradient.
+    Memory: some twelve images a row beside the model's gradient.
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.

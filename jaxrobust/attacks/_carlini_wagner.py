@@ -81,7 +81,7 @@ def carlini_wagner_l2(
     the change of variable; an untargeted attack climbs towards the wrong class that leads at each
     step; progress is judged by each row's own objective. A success must exceed rounding.
 
-    Memory: six images a row beside what one gradient of the model takes.
+    Memory: some ten images a row beside what one gradient of the model takes.
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`, or a tuple with the logits first where the

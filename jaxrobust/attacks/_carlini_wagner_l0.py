@@ -82,7 +82,7 @@ def carlini_wagner_l0(
     code takes the objective's, where the loss has just become constant. And a colour pixel's score
     is the product of sums of absolute values, so that opposite changes do not cancel.
 
-    Memory: six images a row beside what one gradient of the model takes.
+    Memory: some ten images a row beside what one gradient of the model takes.
 
     Args:
         logits_fn: As for `carlini_wagner_l2`, like all that is not listed here.

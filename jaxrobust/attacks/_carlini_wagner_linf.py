@@ -79,7 +79,7 @@ def carlini_wagner_linf(
     a success within the limit is told by class and penalty, so that losses that fall below 0 may be
     used too.
 
-    Memory: six images a row beside what one gradient of the model takes.
+    Memory: some ten images a row beside what one gradient of the model takes.
 
     Args:
         logits_fn: As for `carlini_wagner_l2`, like all that is not listed here.

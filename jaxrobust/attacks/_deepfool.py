@@ -45,7 +45,7 @@ def deepfool(
     and the nearest boundary is the one that such a step reaches first (on an affine classifier the
     first step is exact); the overshot sum of steps is clipped. The 1e-4 that keeps steps from
     ending in a tie is added to the gap of two logits (theirs: to the step's length). Peak memory:
-    batch x `num_candidates` x dims.
+    batch x `num_candidates` x (dims + what one backward pass of the model takes).
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.

@@ -44,7 +44,8 @@ def fab(
     y, and any wrong class counts, as in `fab_targeted`). The final search aims 0.1 % of the clean
     image's gap past the boundary, where rounding does not undo it. Restarts begin at half the
     least distance found so far, or half the authors' default radius. Peak memory: the Jacobian,
-    batch x classes x dims; with `target` batch x dims.
+    batch x classes x (dims + what one backward pass of the model takes); with `target` some ten
+    images a row beside the model's gradient.
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
@@ -98,8 +99,8 @@ def fab_targeted(
 
     Whatever wrong class an image lands in counts, and the closest of all runs is returned. Takes
     the arguments of `fab` but for `target`, and deviates from the authors' code as that does. Peak
-    memory batch x dims for any number of classes: only the difference of two logits is
-    differentiated.
+    memory is some ten images a row beside the model's gradient, for any number of classes: only the
+    difference of two logits is differentiated.
 
     Args:
         logits_fn: See `fab`.

@@ -57,7 +57,8 @@ def fmn(
     Deviations from the authors' code: a step is projected exactly onto the part of the ball that
     lies in the box (theirs: onto the ball, then the box, where long l2 steps can get stuck); and
     before a first success the radius is a factor `1 + gamma` larger, since just the linearised
-    distance ends in a tie on affine classifiers. Peak memory: batch x dims.
+    distance ends in a tie on affine classifiers. Memory: some five images a row beside the model's
+    gradient.
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.

@@ -61,6 +61,7 @@ def square(
 
     Deviations from the authors' code: each image has squares of its own (there all of a batch share
     them), which may touch the last row and column; the start counts as a query.
+    Memory: some seven images a row beside the model's forward pass.
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
