@@ -44,7 +44,7 @@ def network(which: str, config: Config, folder: Path, *, resume: bool) -> PyTree
     init_key, fit_key, attack_key = jax.random.split(key, 3)
     forward = jr.objectives.from_module(model.apply)
     ball = jr.Ball("linf", config.eps)
-    steps = len(train.y) // config.batch_size
+    batches = len(train.y) // config.batch_size
 
     def against(num_steps: int, step_size: float | None, schedule: Any = None) -> jr.Objective:
         attack = functools.partial(jr.attacks.pgd, num_steps=num_steps, step_size=step_size)
@@ -52,14 +52,14 @@ def network(which: str, config: Config, folder: Path, *, resume: bool) -> PyTree
 
     if which != "adversarial":
         objective = jr.objectives.cross_entropy(forward)
-        num_epochs = min(config.num_epochs, 5)
+        num_epochs = steps(which, config) // batches
     else:
-        warmup = optax.linear_schedule(0.0, config.eps, config.warmup_epochs * steps)
+        warmup = optax.linear_schedule(0.0, config.eps, config.warmup_epochs * batches)
         schedule = warmup if config.warmup_epochs else None
         objective = against(config.num_steps, config.step_size, schedule)
         num_epochs = config.num_epochs
     rate = (
-        optax.cosine_decay_schedule(config.learning_rate, num_epochs * steps)
+        optax.cosine_decay_schedule(config.learning_rate, num_epochs * batches)
         if config.decay == "cosine"
         else config.learning_rate
     )
@@ -94,7 +94,7 @@ def network(which: str, config: Config, folder: Path, *, resume: bool) -> PyTree
     ).params
     if which == "adversarial" and config.refinement is not None:
         second = config.refinement
-        rate = optax.cosine_decay_schedule(second.learning_rate, second.num_epochs * steps)
+        rate = optax.cosine_decay_schedule(second.learning_rate, second.num_epochs * batches)
         params = fit(
             against(second.num_steps, second.step_size),
             params,
@@ -104,6 +104,14 @@ def network(which: str, config: Config, folder: Path, *, resume: bool) -> PyTree
             directory=folder / REFINED,
         ).params
     return {"params": params}
+
+
+def steps(which: str, config: Config) -> int:
+    """Steps of a finished training, in the folder of `final`."""
+    num_epochs = config.num_epochs if which == "adversarial" else min(config.num_epochs, 5)
+    if which == "adversarial" and config.refinement is not None:
+        num_epochs = config.refinement.num_epochs
+    return num_epochs * (55_000 // config.batch_size)
 
 
 def final(which: str, config: Config, folder: Path) -> Path:

@@ -16,10 +16,9 @@ from jax.tree_util import Partial
 
 import jaxrobust as jr
 from experiments import records
-from experiments.second_order import config, measure, page
+from experiments.second_order import config, measure, page, train
 from experiments.second_order.config import CPU, RECIPES, SHARED, Sizes
 from experiments.second_order.measure import Other, Search
-from experiments.second_order.train import folder_of
 from jaxrobust.identity import digest
 
 EPS = 1.5
@@ -294,15 +293,11 @@ def _record(place: Place, data: str, measurement: Measurement) -> None:
 @functools.cache
 def _subject(name: str, num_images: int, place: Place, data: str) -> Subject | None:
     """A trained network with its images; None where its training is not finished."""
-    folder = folder_of(name, place.preset, place.out, place.madry)
+    folder = train.folder_of(name, place.preset, place.out, place.madry)
     steps = records.trained_steps(folder)
-    if name in SHARED or place.preset == "smoke":
-        architecture, wanted = "madry_cnn" if name.startswith("mnist") else "small_cnn", 1
-    else:
-        recipe = RECIPES[place.preset][name]
-        architecture, wanted = recipe.model, recipe.num_epochs * recipe.steps_per_epoch
-    if steps < wanted:
+    if steps < train.steps(name, place.preset):
         return None
+    architecture = "madry_cnn" if name in SHARED else RECIPES[place.preset][name].model
     params, model_state = jr.train.restore(folder)
     variables = jax.tree.map(jnp.asarray, {"params": params, **model_state})
     which = name.split()[0]

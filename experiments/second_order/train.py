@@ -20,16 +20,26 @@ from experiments.second_order.config import HELD_OUT, RECIPES, SHARED, Recipe, S
 
 def folder_of(name: str, preset: str, out: Path, madry: Path) -> Path:
     """Where the last checkpoint of a network lies; `madry` is that experiment's `--out`."""
-    shared = _madry_preset(preset)
+    shared = _trained_preset(preset)
     if name in SHARED:
         return madry_train.final(SHARED[name], madry_config.PRESETS[shared], madry / shared)
     return out / shared / name.replace(" ", "-")
 
 
+def steps(name: str, preset: str) -> int:
+    """Steps of a finished training; any will do for a smoke test."""
+    if preset == "smoke":
+        return 1
+    if name in SHARED:
+        return madry_train.steps(SHARED[name], madry_config.PRESETS[preset])
+    recipe = RECIPES[preset][name]
+    return recipe.num_epochs * recipe.steps_per_epoch
+
+
 def network(name: str, preset: str, out: Path, madry: Path, seed: int = 0) -> None:
     """Train a network, or finish it."""
     if name in SHARED:
-        shared = _madry_preset(preset)
+        shared = _trained_preset(preset)
         config = madry_config.PRESETS[shared]
         madry_train.network(SHARED[name], config, madry / shared, resume=True)
         return
@@ -71,7 +81,7 @@ def network(name: str, preset: str, out: Path, madry: Path, seed: int = 0) -> No
     )
 
 
-def _madry_preset(preset: str) -> str:
+def _trained_preset(preset: str) -> str:
     """The trained networks' preset: a smoke test looks at those of the cpu preset."""
     return "cpu" if preset == "smoke" else preset
 
