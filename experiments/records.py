@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import subprocess
@@ -99,9 +100,10 @@ def trained_steps(folder: Path) -> int:
 
 
 def commit() -> str:
-    """The commit this runs from."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
-    )  # fmt: skip
-    return done.stdout.strip()
+    """The commit this runs from, "-dirty" where anything but recorded results has changed."""
+    git = functools.partial(
+        subprocess.run, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
+    )
+    name = git(["git", "describe", "--always", "--abbrev=12"]).stdout.strip()
+    changed = git(["git", "status", "--porcelain", "-uno", "--", ".", ":!experiments/*/results"])
+    return f"{name}-dirty" if changed.stdout.strip() else name
