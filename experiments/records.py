@@ -105,5 +105,5 @@ def commit() -> str:
         subprocess.run, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
     )
     name = git(["git", "describe", "--always", "--abbrev=12"]).stdout.strip()
-    changed = git(["git", "status", "--porcelain", "-uno", "--", ".", ":!experiments/*/results"])
+    changed = git(["git", "status", "--porcelain", "-uno", "--", ".", ":!experiments/*/results/*"])
     return f"{name}-dirty" if changed.stdout.strip() else name
