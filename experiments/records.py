@@ -63,7 +63,9 @@ def show(tables: dict[str, str], readme: Path, preset: str) -> None:
     text = readme.read_text()
     for name, table in tables.items():
         mark = re.compile(f"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text = mark.sub(lambda at, table=table: f"{at[1]}{table}{at[2]}", text)
+        text, count = mark.subn(lambda at, table=table: f"{at[1]}{table}{at[2]}", text)
+        if count != 1:
+            raise ValueError(f"{readme.name} must hold <!-- {name} --> once; it does {count} times")
     readme.write_text(text)
 
 

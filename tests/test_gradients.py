@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 import jaxrobust as jr
 from jaxrobust import gradients
@@ -136,14 +137,16 @@ def test_a_loss_and_a_vector_of_one_have_the_same_mean(estimator):
     np.testing.assert_allclose(rows[1], jax.grad(many)(x, keys[1]), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("estimator", [gradients.eot(3), gradients.smoothed(0.3, 3)])
 @pytest.mark.parametrize(
-    "derivative",
+    "estimator,derivative",
     [
-        jax.grad,  # in the weights, which the loss closes over
-        lambda f: jax.hessian(f, 1),
-        lambda f: jax.grad(lambda w, x, y: jnp.sum(jax.grad(f, 1)(w, x, y) ** 2)),
-        lambda f: jax.jacrev(jax.jacfwd(f)),
+        (gradients.eot(3), jax.grad),  # in the weights, which the loss closes over
+        (gradients.eot(3), lambda f: jax.hessian(f, 1)),
+        (
+            gradients.smoothed(0.3, 3),
+            lambda f: jax.grad(lambda w, x, y: jnp.sum(jax.grad(f, 1)(w, x, y) ** 2)),
+        ),
+        (gradients.eot(3), lambda f: jax.jacrev(jax.jacfwd(f))),
     ],
     ids=["weights", "hessian", "weights of a gradient", "forward, then reverse"],
 )
@@ -161,6 +164,89 @@ def test_a_mean_loss_has_every_derivative(estimator, derivative):
     # A vector of one goes the plain way: a vmap and a mean.
     plain = lambda f: lambda x, key: estimator(lambda *at: f(*at)[None])(x, key)[0]
     np.testing.assert_allclose(mean(estimator), mean(plain), rtol=1e-4, atol=1e-5)
+
+
+def through_checkpoint(f):
+    return lambda x, y, key: jax.grad(jax.checkpoint(f))(x, y, key)
+
+
+def through_scan(f):
+    def loss(x, y, key):
+        add = lambda total, at: (total + f(x, *at), None)
+        keys = jax.random.split(key, 2)
+        return jax.lax.scan(add, jnp.zeros_like(x[0]), (jnp.stack([y, 0 * y]), keys))[0]
+
+    return jax.grad(loss)
+
+
+@pytest.mark.parametrize(
+    "derivative",
+    [
+        lambda f: jax.grad(jax.jit(f)),
+        lambda f: jax.jit(jax.grad(jax.jit(f))),
+        lambda f: jax.hessian(jax.jit(f)),
+        lambda f: lambda x, *at: jax.linearize(jax.jit(lambda x: f(x, *at)), x)[1](jnp.cos(x)),
+        through_checkpoint,
+        through_scan,
+    ],
+    ids=["grad(jit)", "jit(grad(jit))", "hessian(jit)", "linearize(jit)", "checkpoint", "scan"],
+)
+def test_a_mean_loss_is_differentiated_after_its_trace(derivative):
+    """Labels, keys and indices that it closes over belong to a trace that has ended by then."""
+    weights = jax.random.normal(jax.random.key(1), (5, 3))
+
+    def of(wrap):
+        def loss(x, y, key):
+            inner = jax.random.fold_in(key, y)
+            noise = lambda k: 0.1 * jax.random.normal(k, (3,)) + jax.random.normal(inner, (3,))
+            f = lambda x, k: jnp.tanh(x @ weights + noise(k))[y] ** 2
+            return wrap(f)(x, key)
+
+        return derivative(loss)
+
+    plain = lambda f: lambda x, key: gradients.eot(3)(lambda *at: f(*at)[None])(x, key)[0]
+    at = (jnp.linspace(-1, 1, 5), jnp.array(1), jax.random.key(4))
+    np.testing.assert_allclose(of(gradients.eot(3))(*at), of(plain)(*at), rtol=1e-4, atol=1e-5)
+    rows = jax.vmap(of(gradients.eot(3)), (0, 0, None))(at[0][None], at[1][None], at[2])
+    np.testing.assert_allclose(rows[0], of(plain)(*at), rtol=1e-4, atol=1e-5)
+
+
+def test_a_mean_loss_keeps_precision_and_dtypes():
+    many = gradients.eot(1000)
+    value, slope = jax.value_and_grad(many(lambda x, key: x[0]))(jnp.ones(1, jnp.bfloat16), KEY)
+    assert value.dtype == slope.dtype == jnp.bfloat16
+    assert float(value) == float(slope[0]) == 1
+    in_float32 = lambda x, key: jnp.sum(x.astype(jnp.float32)) / 3
+    value, slope = jax.value_and_grad(many(in_float32))(jnp.ones(1, jnp.bfloat16), KEY)
+    assert (value.dtype, slope.dtype) == (jnp.float32, jnp.bfloat16)
+    assert abs(float(value) - 1 / 3) < 1e-6
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_draws_of_a_mean_loss_split_over_devices(check_vma):
+    """The same image and weights everywhere, a key on each device."""
+    keys = jax.random.split(KEY, len(jax.devices()))
+    mesh = Mesh(np.array(jax.devices()), ("draws",))
+
+    def derivatives(gradient):
+        def on_one(weights, x, key):
+            def loss(weights, x):
+                noisy = lambda x, k: jnp.sum(jnp.sin(weights * x + jax.random.normal(k, x.shape)))
+                return gradient(noisy)(x, key)
+
+            return jax.jvp(loss, (weights, x), (jnp.cos(weights), jnp.sin(x)))[1]
+
+        each = lambda weights, x, keys: on_one(weights, x, keys[0])[None]
+        spec = (PartitionSpec(), PartitionSpec(), PartitionSpec("draws"))
+        spread = jax.shard_map(
+            each, mesh=mesh, in_specs=spec, out_specs=PartitionSpec("draws"), check_vma=check_vma
+        )
+        weights, x = jnp.linspace(0, 1, 4), jnp.linspace(1, 2, 4)
+        alone = jnp.stack([on_one(weights, x, key) for key in keys])
+        return spread(weights, x, keys), alone
+
+    spread, alone = derivatives(gradients.eot(3))
+    np.testing.assert_allclose(spread, alone, rtol=1e-5)
 
 
 @pytest.mark.parametrize("fresh", [True, False])

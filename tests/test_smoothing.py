@@ -337,9 +337,11 @@ def test_all_devices_share_the_votes(monkeypatch):
     votes = functools.partial(smoothing, linear, x, key=KEY, sigma=SIGMA, n=200, batch_size=32)
     many = votes().counts
     devices = jax.devices()
-    monkeypatch.setattr(jax, "devices", lambda: devices[:1])
+    monkeypatch.setattr(jax, "local_devices", lambda: devices[:1])
     np.testing.assert_array_equal(votes().counts, many)
-    assert seen == [len(devices), 1]
+    with jax.set_mesh(jax.make_mesh((len(devices),), ("data",))):
+        np.testing.assert_array_equal(votes().counts, many)
+    assert seen == [len(devices), 1, 1]
     assert len(devices) > 1
 
 

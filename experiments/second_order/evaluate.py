@@ -140,9 +140,9 @@ class Place:
 def choose(place: Place, only: Sequence[str] = ()) -> None:
     """Try every candidate setting on held-out images, and record the one that leaves least."""
     sizes = config.SIZES[place.preset]
-    for kind, (network, norm, eps, candidates) in CHOICES.items():
-        at = {"candidates": candidates, "norm": norm, "eps": eps}
-        measurement = Measurement(f"choice {kind}", network, sizes.chosen, _choice, at)
+    for kind, choice in CHOICES.items():
+        at = (choice.network, sizes.chosen, _choice, _among(kind))
+        measurement = Measurement(f"choice {kind}", *at)
         if _wanted(measurement, only):
             _record(place, "held-out", measurement)
 
@@ -258,7 +258,16 @@ def _chosen(place: Place, kind: str) -> Search:
     path = _path(place, "held-out", f"choice {kind}")
     if not path.exists():
         raise ValueError(f"{path} is missing: run --stage choose first")
-    return Search(**jr.files.read_json(path)["found"]["best"])
+    content = jr.files.read_json(path)
+    if content["settings"] != records.plain(_among(kind) | {"seed": place.seed}):
+        raise ValueError(f"{path} is of other settings than evaluate.py has: run --stage choose")
+    return Search(**content["found"]["best"])
+
+
+def _among(kind: str) -> dict[str, Any]:
+    """What a choice is made among, and at which radius."""
+    _, norm, eps, candidates = CHOICES[kind]
+    return {"candidates": candidates, "norm": norm, "eps": eps}
 
 
 def _path(place: Place, data: str, name: str) -> Path:

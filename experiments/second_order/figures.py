@@ -115,7 +115,7 @@ def _curves(found: dict[str, Any], path: Path, titles: dict[str, dict[str, str]]
 
 
 def _series(axis: Any, found: dict[str, Any], title: str, series: dict[str, str]) -> None:
-    """Accuracy against eps: a colour a network, PGD dashed."""
+    """Accuracy against eps: a colour a network, PGD dashed; the number of images in brackets."""
     norm, colours = "l2", {}
     for label, name in series.items():
         if name in found:
@@ -125,7 +125,8 @@ def _series(axis: Any, found: dict[str, Any], title: str, series: dict[str, str]
             norm = found[name]["settings"]["norm"]
             accuracy = found[name]["found"]["accuracy"]
             eps = [float(eps) for eps in accuracy]
-            axis.plot(eps, list(accuracy.values()), dash, marker=".", color=colour, label=label)
+            said = f"{label} ({found[name]['num_images']})"
+            axis.plot(eps, list(accuracy.values()), dash, marker=".", color=colour, label=said)
     finish(axis, title, f"eps ({norm})", "accuracy")
 
 

@@ -31,18 +31,21 @@ def tables(folder: Path) -> dict[str, str]:
 
 
 def _choices(found: dict[str, Any]) -> str:
-    """What held-out images chose, and between which accuracies the candidates lay."""
+    """What held-out images chose, and among what."""
     rows = []
     for name, content in found.items():
         if not name.startswith("choice "):
             continue
         best, tried = content["found"]["best"], content["found"]["tried"]
+        cells = [name.removeprefix("choice "), content["network"]]
+        for setting in ("sigma", "step"):
+            values = sorted({one["search"][setting] for one in tried})
+            shown = [f"**{v:g}**" if v == best[setting] else f"{v:g}" for v in values]
+            cells.append(", ".join(shown) if any(values) else "")
+        cells.append("yes" if best["random_start"] else "no")
         accuracies = [100 * list(one["accuracy"].values())[-1] for one in tried]
-        names = ("sigma", "step", "random_start")
-        said = ", ".join(f"{n} {best[n]:g}" for n in names if best[n] or n == "step")
-        among = f"{len(tried)}: {min(accuracies):.1f} to {max(accuracies):.1f}"
-        rows.append([name.removeprefix("choice "), content["network"], said, among])
-    head = ["attack", "on", "chosen, steps in eps", "candidates: accuracy left, %"]
+        rows.append([*cells, f"{min(accuracies):.1f}-{max(accuracies):.1f}"])
+    head = ["attack", "on", "sigma", "step, in eps", "random start", "accuracy left, %"]
     return records.table(head, rows)
 
 
@@ -55,11 +58,12 @@ def _table_2(found: dict[str, Any]) -> str:
         values = [content["found"]["accuracy"]["1.5"] for content in contents]
         num, spent = contents[0]["num_images"], contents[0]["found"]["gradients"]
         spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+        mean = float(np.mean(values))
         rows.append([
-            attack, f"{num}", f"{100 * np.mean(values):.1f}{spread}", records.ends(values[0], num),
-            "-" if spent is None else f"{spent}", PAPER.get(attack, ""),
+            attack, f"{num}", f"{len(values)}", f"{100 * mean:.1f}{spread}",
+            records.ends(mean, num), "-" if spent is None else f"{spent}", PAPER.get(attack, ""),
         ])  # fmt: skip
-    head = ["attack", "images", "accuracy, %", "95 %, first seed", "gradients", "paper, %"]
+    head = ["attack", "images", "seeds", "accuracy, %", "95 %", "gradients", "paper, %"]
     return records.table(head, rows)
 
 
@@ -74,12 +78,12 @@ def _honest(found: dict[str, Any]) -> str:
     standing = {n: np.array(list(run["standing"][:num])) == "1" for n, run in runs.items()}
     order = sorted(runs, key=lambda n: standing[n].mean())
     rows = [_spent(n, standing[n], runs[n]["gradients"]) for n in order]
-    for family, starts in {"PGD, APGD": ("PGD", "APGD"), "S-O": ("S-O",)}.items():
+    for family, starts in {"PGD and APGD": ("PGD", "APGD"), "S-O": ("S-O",)}.items():
         of = [n for n in runs if n.startswith(starts)]
-        if of:
+        if len(of) > 1:
             right = np.all([standing[n] for n in of], axis=0)
             total = sum(runs[n]["gradients"] for n in of)
-            rows.append(_spent(f"worst case of all {len(of)}: {family}", right, total))
+            rows.append(_spent(f"worst case of the {len(of)} runs of {family}", right, total))
     return records.table([f"attack (first {num} images)", "accuracy, %", "95 %", "gradients"], rows)
 
 
@@ -130,7 +134,9 @@ def _certified(found: dict[str, Any]) -> str:
                 f"{100 * at['abstained'][few]:.1f}", f"{radius:g}",
                 *(f"{100 * share:.1f} ({records.ends(share, num, 0)})" for share in shares),
             ])  # fmt: skip
-    draws = next((c["settings"]["draws"] for c in found.values() if "draws" in c["settings"]), 0)
+    if not rows:
+        return ""
+    draws = next(c["settings"]["draws"] for c in found.values() if "draws" in c["settings"])
     head = ["network", "majority right, %", "abstained, 100 draws, %", "l2", "Rényi, 100 draws",
         f"Rényi, {draws}", f"Cohen, {draws}", f"PixelDP, {draws}",
         f"Cohen, {draws}, 99.9 %"]  # fmt: skip

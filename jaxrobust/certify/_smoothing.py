@@ -192,15 +192,18 @@ def _count(
     votes = np.zeros((2, len(x), checks.check_logits(logits_of(one), 1)), np.int64)
     samples = n0 + n
     total = len(x) * samples
-    devices = tuple(jax.devices()[: -(-total // batch_size)])
+    devices = tuple(jax.local_devices()[: -(-total // batch_size)])
     predictions = _predictions(devices)
-    whole = jax.device_put((noisy, features, keys), NamedSharding(_mesh(devices), PartitionSpec()))
+    mesh = _mesh(devices)
+    whole = jax.device_put((noisy, features, keys), NamedSharding(mesh, PartitionSpec()))
     piece = batch_size * len(devices)
     for start in range(0, total, piece):
         # The last piece is filled up with repetitions, which are not counted.
         item = np.arange(start, start + piece) % total
         row, sample = item // samples, item % samples
-        found = np.asarray(predictions(*whole, row.astype(np.int32), sample.astype(np.int32)))
+        with jax.set_mesh(mesh):  # whatever mesh the caller has set
+            votes_of = predictions(*whole, row.astype(np.int32), sample.astype(np.int32))
+        found = np.asarray(votes_of)
         counted = (found >= 0) & (np.arange(piece) < total - start)
         estimate = (sample >= n0).astype(int)
         np.add.at(votes, (estimate[counted], row[counted], found[counted]), 1)

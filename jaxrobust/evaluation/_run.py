@@ -97,7 +97,7 @@ def evaluate(
     """
     x, y = checks.images_and_labels(data)
     certificates = check_certificates({} if certificates is None else certificates)
-    devices = tuple(jax.devices())
+    devices = tuple(jax.local_devices())
     num_classes = check(logits_fn, x, y, attacks, certificates, ball, key, batch_size, votes)
     logits_fn = as_partial(logits_fn)
     settings = {

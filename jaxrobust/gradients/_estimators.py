@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxrobust.checks import check_count, check_radius
@@ -91,47 +92,97 @@ def _mean(f: OneExample, x: Float[Array, "*d"], keys: Key[Array, " n"]) -> PyTre
     (`benchmarks.run smoothing`).
     """
     out = jax.eval_shape(f, x, keys[0])
-    if jax.default_backend() != "cpu" or not isinstance(out, jax.ShapeDtypeStruct) or out.shape:
+    is_loss = isinstance(out, jax.ShapeDtypeStruct) and not out.shape
+    if jax.default_backend() != "cpu" or not is_loss or not jnp.issubdtype(out.dtype, jnp.floating):
         outputs = jax.vmap(f, (None, 0))(x, keys)
         return jax.tree.map(lambda leaf: leaf.mean(0), outputs)
 
-    loss, consts = jax.closure_convert(f, x, keys[0])
-    return _mean_loss(loss)(x, keys, *consts)
+    loss, tracers = _closed(f, x, keys[0])
+    varying = x + _varying_zero(x, keys, *tracers).astype(x.dtype)
+    if jax.typeof(varying) != jax.typeof(x):
+        # The loss varies over devices where x does not; its slope must, or it would be their sum.
+        x = varying
+        loss, tracers = _closed(f, x, keys[0])
+    return _mean_loss(loss, out.dtype)(x, keys, *tracers)
 
 
-def _mean_loss(loss: Callable[..., Array]) -> Callable[..., Array]:
-    """Mean over keys, whose derivatives take one draw's memory: in x, constants, of any order."""
+def _closed(f: OneExample, x: Array, key: Array) -> tuple[Callable[..., Array], list[Array]]:
+    """`loss(x, key, *tracers)` and the tracers that f closes over.
 
-    @jax.custom_jvp
-    def mean(x: Array, keys: Array, *consts: Array) -> Array:
-        add = lambda total, key: (total + loss(x, key, *consts), None)
-        return jax.lax.scan(add, jnp.zeros_like(x, shape=()), keys)[0] / len(keys)
+    They become arguments, as a derivative may be taken after the trace to which they belong.
+    """
+    closed = jax.make_jaxpr(f)(x, key)
+    traced = [isinstance(const, jax.core.Tracer) for const in closed.consts]
+
+    def loss(x: Array, key: Array, *tracers: Array) -> Array:
+        given = iter(tracers)
+        consts = [
+            next(given) if is_traced else const
+            for const, is_traced in zip(closed.consts, traced, strict=True)
+        ]
+        (value,) = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(x, key)
+        return value
+
+    return loss, [const for const in closed.consts if isinstance(const, jax.core.Tracer)]
+
+
+def _mean_loss(loss: Callable[..., Array], dtype: Any) -> Callable[..., Array]:
+    """Mean over keys, whose derivatives of any order take one draw's memory.
+
+    Derivatives in x alone, as in a search, cost no forwards of their own.
+    """
+
+    def serial(x: Array, keys: Array, *consts: Array) -> Array:
+        like = _varying_zero(x, keys, *consts)
+        at = jax.checkpoint(loss)
+        return _running_mean(lambda key: at(x, key, *consts), keys, like.astype(dtype), like)
+
+    mean = jax.custom_jvp(serial)
 
     @functools.partial(mean.defjvp, symbolic_zeros=True)
     def mean_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
         x, keys, *consts = primals
-        inputs = [x, *consts]
-        dots = [tangents[0], *tangents[2:]]
-        moved = [i for i, dot in enumerate(dots) if not isinstance(dot, SymbolicZero)]
+        moved = [i for i, dot in enumerate(tangents) if not isinstance(dot, SymbolicZero)]
+        if moved != [0]:
+            whole = list(primals)
 
-        def of_moved(moving: list[Array], key: Array) -> Array:
-            whole = dict(enumerate(inputs)) | dict(zip(moved, moving, strict=True))
-            return loss(whole[0], key, *(whole[i] for i in range(1, len(whole))))
+            def of_moved(*moving: Array) -> Array:
+                for i, one in zip(moved, moving, strict=True):
+                    whole[i] = one
+                return serial(*whole)
 
-        here = [inputs[i] for i in moved]
-        value_and_grad = canonical(jax.value_and_grad(of_moved))
-
-        def add(total: Any, key: Array) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, value_and_grad(here, key)), None
-
-        start = (jnp.zeros_like(x, shape=()), [jnp.zeros_like(one) for one in here])
-        value, slopes = jax.lax.scan(add, start, keys)[0]
-        slope = sum(
-            (jnp.sum(slopes[k] * dots[i]) for k, i in enumerate(moved)), jnp.zeros_like(value)
-        )
-        return value / len(keys), slope / len(keys)
+            here = tuple(primals[i] for i in moved)
+            return jax.jvp(of_moved, here, tuple(tangents[i] for i in moved))
+        zero = _varying_zero(x, keys, *consts)
+        value_and_grad = canonical(jax.value_and_grad(loss))
+        like = (zero.astype(dtype), jnp.zeros_like(x))
+        each = lambda key: value_and_grad(x, key, *consts)
+        value, slope = _running_mean(each, keys, like, zero)
+        return value, jnp.sum(slope * tangents[0]).astype(dtype)
 
     return mean
+
+
+def _running_mean(one: Callable[[Array], PyTree], keys: Array, like: PyTree, zero: Array) -> PyTree:
+    """Mean of a function over keys, one after another, in single precision at least."""
+    wide = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+    def add(state: tuple[Array, PyTree], key: Array) -> tuple[tuple[Array, PyTree], None]:
+        count, mean = state
+        count = count + 1
+        return (count, jax.tree.map(lambda m, new: m + (new - m) / count, mean, one(key))), None
+
+    (_, mean), _ = jax.lax.scan(add, (zero, jax.tree.map(wide, like)), keys)
+    return jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), mean, like)
+
+
+def _varying_zero(*arrays: Array) -> Array:
+    """A float32 zero that varies over devices wherever one of the arrays does."""
+    firsts = [
+        (jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a).ravel()[:1]
+        for a in arrays
+    ]
+    return sum((jnp.where(jnp.any(a != a), 0.0, 0.0) for a in firsts), jnp.zeros(()))
 
 
 def step_key(gradient: Gradient, key: Key[Array, ""], step: int | Array) -> Key[Array, ""]:
