@@ -111,9 +111,13 @@ def autoattack_of_torchattacks(
 
 
 def jsma_of_art(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """JSMA of the toolbox, on logits, towards the next class."""
+    """JSMA of the toolbox, towards the next class.
+
+    It ranks features by the derivative of the target's output alone, which is the published ranking
+    where outputs are probabilities.
+    """
     classifier = PyTorchClassifier(
-        module, nn.CrossEntropyLoss(), tuple(images.shape[1:]), 10, clip_values=(0.0, 1.0),
+        nn.Sequential(module, nn.Softmax(1)), nn.CrossEntropyLoss(), tuple(images.shape[1:]), 10, clip_values=(0.0, 1.0),
         device_type="cpu",
     )  # fmt: skip
     attack = SaliencyMapMethod(classifier, theta=1.0, gamma=1.0, batch_size=64, verbose=False)
@@ -124,7 +128,7 @@ def jsma_of_art(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -
 def jsma(logits_fn: Any, x: Any, y: Any, *, key: Any, ball: Any) -> Any:
     """Our JSMA, towards the next class."""
     target = (jnp.asarray(y) + 1) % 10
-    return jr.attacks.jsma(logits_fn, x, y, key=key, box=ball.box, target=target)
+    return jr.attacks.jsma(logits_fn, x, y, key=key, box=ball.box, target=target, on="softmax")
 
 
 a, against = jr.attacks, jr.attacks.against
