@@ -116,8 +116,9 @@ def jsma_of_art(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -
     It ranks features by the derivative of the target's output alone, which is the published ranking
     where outputs are probabilities.
     """
+    probabilities = nn.Sequential(module, nn.Softmax(1))
     classifier = PyTorchClassifier(
-        nn.Sequential(module, nn.Softmax(1)), nn.CrossEntropyLoss(), tuple(images.shape[1:]), 10, clip_values=(0.0, 1.0),
+        probabilities, nn.CrossEntropyLoss(), tuple(images.shape[1:]), 10, clip_values=(0.0, 1.0),
         device_type="cpu",
     )  # fmt: skip
     attack = SaliencyMapMethod(classifier, theta=1.0, gamma=1.0, batch_size=64, verbose=False)
