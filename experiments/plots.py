@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("Agg")
+mpl.rcParams["svg.hashsalt"] = "jaxrobust"  # equal numbers, equal files
 import matplotlib.pyplot as plt
 
 
