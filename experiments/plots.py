@@ -8,8 +8,9 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("Agg")
-mpl.rcParams["svg.hashsalt"] = "jaxrobust"  # equal numbers, equal files
 import matplotlib.pyplot as plt
+
+plt.rcParams["svg.hashsalt"] = "jaxrobust"  # equal numbers, equal files
 
 
 def panels(num: int) -> tuple[Any, Any]:
