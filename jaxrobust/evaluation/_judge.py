@@ -184,8 +184,7 @@ def _sharded(program: Callable[..., Any], devices: tuple[Any, ...]) -> Callable[
 
     def run(functions: Any, *args: Any) -> Any:
         # Weights may be committed to one device, by a checkpoint for example.
-        with jax.set_mesh(mesh):  # whatever mesh the caller has set
-            return compiled(jax.device_put(functions, NamedSharding(mesh, whole)), *args)
+        return compiled(jax.device_put(functions, NamedSharding(mesh, whole)), *args)
 
     return run
 
