@@ -158,7 +158,7 @@ def test_budget():
     averaged = functools.partial(apgd, gradient=jr.gradients.eot(4))
     assert counted(averaged) == (8, 16)  # a model that ignores its key is asked once
     noise = lambda x, key: logits_fn(x) + jax.random.normal(key, (len(x), 3))
-    assert count(averaged, jr.Randomized(noise), x, 3, "linf", jr.Box()) == (8, 40)
+    assert count(averaged, jr.Randomized(noise), x, 3, "linf", jr.Box()) == (8, 32)
     larger = functools.partial(jr.attacks.apgd, num_steps=10, larger_eps=True)
     assert counted(larger, "l1") == (13, 26)
     targeted = functools.partial(jr.attacks.apgd_targeted, num_steps=7)
