@@ -5,22 +5,14 @@ The environment is set before JAX is imported, and the import hook before jaxrob
 
 import gc
 import os
-from importlib.metadata import version
 from pathlib import Path
 
+from quick import FLAGS
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of a test is compilation: half of it goes without LLVM's optimisations, and half of the rest
-# without XLA's newer code for fusions. What the environment asks for comes last, and wins; doctests
-# compile as users do.
+# What the environment asks for comes last, and wins.
 os.environ["XLA_FLAGS"] = " ".join(
-    [
-        "--xla_force_host_platform_device_count=4",
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-        # A flag of this release; later ones refuse what they do not know.
-        "--xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
-        os.environ.get("XLA_FLAGS", ""),
-    ]
+    ["--xla_force_host_platform_device_count=4", FLAGS, os.environ.get("XLA_FLAGS", "")]
 )
 
 import jax

@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from quick import FLAGS
 from rich.console import Console
 
 from jaxrobust import certify, data, report
@@ -22,7 +23,7 @@ METHODS = ("sdp", "lp", "interval", "spectral", "frobenius")
 
 
 def jaxrobust(*args, cwd):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"COLUMNS": "120"}
+    environment = os.environ | {"XLA_FLAGS": FLAGS, "COLUMNS": "120"}
     return subprocess.run(
         [sys.executable, "-m", "jaxrobust.cli", "certify", *map(str, args)],
         cwd=cwd, env=environment, capture_output=True, text=True, check=False,
