@@ -40,8 +40,7 @@ def narrow():
 
 
 def jaxrobust(*args, cwd):
-    flags = "" if args[0] == "demo" else FLAGS  # the demo computes more than it compiles
-    environment = os.environ | {"XLA_FLAGS": flags, "COLUMNS": "120"}
+    environment = os.environ | {"XLA_FLAGS": FLAGS, "COLUMNS": "120"}
     return subprocess.run(
         [sys.executable, "-m", "jaxrobust.cli", *map(str, args)],
         cwd=cwd, env=environment, capture_output=True, text=True, check=False,
