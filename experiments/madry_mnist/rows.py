@@ -183,7 +183,7 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
 def measured(row: Row, logits_fn: Any, source: Any, seed: int) -> dict[str, Any]:
     """Accuracy at each radius; an image counts as broken from the first that breaks it."""
     data = row.network.split()[0]
-    images = jr.data.load(data, f"{TEST[data]}")
+    images = jr.data.load(data, TEST[data])
     x, y = images.x[: row.num_images], images.y[: row.num_images]
     attacks = attacks_of(*ATTACKS[row.attack], row.norm)
     if source is not None:
