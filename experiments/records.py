@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
 from scipy.stats import binomtest
 
 import jaxrobust as jr
@@ -99,6 +102,20 @@ def plain(value: Any) -> Any:
 def trained_steps(folder: Path) -> int:
     """Steps of the last checkpoint of a training; 0 where there is none."""
     return max((int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdigit()), default=0)
+
+
+def restored(apply: Callable[..., Any], folder: Path, steps: int) -> Partial | None:
+    """A trained network as a function that returns logits; None where its training is not over.
+
+    Args:
+        apply: Of its model; networks that share it share compiled programs.
+        folder: Where its checkpoints lie.
+        steps: Of the whole training.
+    """
+    if trained_steps(folder) < steps:
+        return None
+    params, model_state = jr.train.restore(folder)
+    return Partial(apply, jax.tree.map(jnp.asarray, {"params": params, **model_state}))
 
 
 def commit() -> str:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
@@ -161,12 +160,9 @@ def _measure(place: Place, entry: Entry, about: dict[str, Any]) -> dict[str, Any
 @functools.cache
 def logits_of(data: str, network: str, place: Place) -> Partial | None:
     """A trained network; None where it is not trained to its end."""
-    preset = config.PRESETS[place.preset]
     folder = folder_of(data, network, place.preset, place.out)
-    if records.trained_steps(folder) < config.steps(data, network, preset):
-        return None
-    params, _ = jr.train.restore(folder)
-    return Partial(_apply(data), {"params": jax.tree.map(jnp.asarray, params)})
+    steps = config.steps(data, network, config.PRESETS[place.preset])
+    return records.restored(_apply(data), folder, steps)
 
 
 @functools.cache  # one function a data set, so that networks share compiled programs

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
@@ -18,6 +17,7 @@ import jaxrobust as jr
 from experiments import records
 from experiments.madry_mnist import config, train
 from experiments.madry_mnist.config import Sizes
+from experiments.second_order import train as second_order
 from jaxrobust.identity import digest
 
 BATCH = 100
@@ -44,6 +44,23 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
 of a row that the paper does not explain. Steps of CIFAR-10's 20- and 30-step rows, and kappa of its
 CW row, are our choice.
 """
+
+
+MADRY_MNIST = {
+    "A": "adversarial",
+    "A'": "adversarial",
+    "A natural": "natural",
+    "B": "architecture-b",
+}
+"""Networks trained here, by the tables' names."""
+
+SECOND_ORDER = {
+    "A": "madry linf",
+    "A'": "madry linf",
+    "A natural": "natural",
+    "A l2": "madry l2",
+}
+"""Networks trained by `experiments.second_order`, by the tables' names."""
 
 
 class Row(NamedTuple):
@@ -134,20 +151,18 @@ class Place:
         """Where results of the preset go."""
         return self.results / self.preset / "rows"
 
-    def network(self, name: str) -> Path:
-        """The folder of a trained network."""
-        schedule = config.PRESETS[self.preset]
-        refined = train.final("adversarial", schedule, Path(self.preset))
-        return {
-            "mnist A": self.out / refined,
-            "mnist A'": self.copies / "madry_mnist" / refined,
-            "mnist A natural": self.out / self.preset / "natural",
-            "mnist A l2": self.second_order / self.preset / "mnist-madry-l2",
-            "mnist B": self.out / self.preset / "architecture-b",
-            "cifar10 A": self.second_order / self.preset / "cifar10-madry-linf",
-            "cifar10 A'": self.copies / "second_order" / self.preset / "cifar10-madry-linf",
-            "cifar10 A natural": self.second_order / self.preset / "cifar10-natural",
-        }[name]
+    def network(self, name: str) -> tuple[Path, int]:
+        """The folder of a trained network, and how many steps it is trained for."""
+        schedule, preset = config.PRESETS[self.preset], self.preset
+        data, _, kind = name.partition(" ")
+        if data == "cifar10" or kind == "A l2":
+            recipe = f"{data} {SECOND_ORDER[kind]}"
+            folder = self.copies / "second_order" if kind == "A'" else self.second_order
+            path = second_order.folder_of(recipe, preset, folder, self.out)
+            return path, second_order.steps(recipe, preset)
+        which = MADRY_MNIST[kind]
+        folder = self.copies / "madry_mnist" if kind == "A'" else self.out
+        return train.final(which, schedule, folder / preset), train.steps(which, schedule)
 
 
 def record(place: Place, only: tuple[str, ...] = ()) -> None:
@@ -167,7 +182,6 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
             continue
         about = row._asdict() | {
             "settings": ATTACKS[row.attack],
-            "trained_steps": records.trained_steps(place.network(row.network)),
             "weights": digest(logits_fn),
             "source_weights": None if source is None else digest(source),
             "seed": place.seed,
@@ -233,12 +247,7 @@ def _towards(
 
 
 def _restored(name: str, place: Place) -> Partial | None:
-    folder = place.network(name)
-    if not records.trained_steps(folder):
-        return None
-    params, model_state = jr.train.restore(folder)
-    variables = jax.tree.map(jnp.asarray, {"params": params, **model_state})
-    return Partial(_apply(_architecture(name)), variables)
+    return records.restored(_apply(_architecture(name)), *place.network(name))
 
 
 def _architecture(name: str) -> str:

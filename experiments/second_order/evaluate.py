@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 import jaxrobust as jr
 from experiments import records
@@ -305,15 +303,13 @@ def _record(place: Place, data: str, measurement: Measurement) -> None:
 def _subject(name: str, num_images: int, place: Place, data: str) -> Subject | None:
     """A trained network with its images; None where its training is not finished."""
     folder = train.folder_of(name, place.preset, place.out, place.madry)
-    steps = records.trained_steps(folder)
-    if steps < train.steps(name, place.preset):
-        return None
     architecture = "madry_cnn" if name in SHARED else RECIPES[place.preset][name].model
-    params, model_state = jr.train.restore(folder)
-    variables = jax.tree.map(jnp.asarray, {"params": params, **model_state})
+    logits_fn = records.restored(_apply(architecture), folder, train.steps(name, place.preset))
+    if logits_fn is None:
+        return None
     which = name.split()[0]
     images = jr.data.load(which, config.SPLITS[data][which])
-    logits_fn = Partial(_apply(architecture), variables)
+    steps = records.trained_steps(folder)
     return Subject(name, logits_fn, steps, images.x[:num_images], images.y[:num_images])
 
 
