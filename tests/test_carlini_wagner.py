@@ -169,6 +169,19 @@ def test_aborting_early_saves_steps_and_costs_no_distance():
     assert (l2(x, early) <= 1.01 * l2(x, late)).all()
 
 
+def test_aborting_early_saves_steps_and_costs_no_pixels():
+    _, _, x, y = affine()
+    settings = {"num_steps": 200, "learning_rate": 0.05, "initial_c": 0.1, "largest_c": 100.0}
+    early, few = steps_taken(L0, x, y, **settings)
+    late, many = steps_taken(L0, x, y, abort_early=False, **settings)
+    assert few < 0.6 * many
+    assert (num_changed(x, early) <= num_changed(x, late)).all()
+
+
+def num_changed(x, x_adv):
+    return (np.asarray(x_adv) != x).sum(1)
+
+
 def test_wrong_rows_cost_nothing():
     _, _, x, y = affine()
     wrong = ((y + 1) % 3).astype(np.int32)

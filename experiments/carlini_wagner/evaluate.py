@@ -79,16 +79,15 @@ def entries(data: str, sizes: Sizes) -> Iterator[Entry]:
         "IGS": (measure.smallest_radius(pgd), {}, "linf"),
     }
     yield Entry("table 4 DeepFool", data, "natural", a.deepfool, {}, "l2", sizes.average, "any")
-    for name, (attack, settings, norm) in ours.items():
-        for network in ("natural", "distilled"):
-            table = {"natural": "table 4", "distilled": "table 6"}[network]
-            at = (data, network, attack, settings, norm)
-            yield Entry(f"{table} average {name}", *at, sizes.average)
-            yield Entry(f"{table} every {name}", *at, sizes.every, "every")
-    for name, (attack, settings, norm) in rivals.items():
-        at = (data, "natural", attack, settings, norm)
-        yield Entry(f"table 4 average {name}", *at, sizes.average)
-        yield Entry(f"table 4 every {name}", *at, sizes.every, "every")
+    tables = [("table 4", "natural", rivals), ("table 4", "natural", ours)]
+    tables += [("table 6", "distilled", ours)]
+    for targets in ("one", "every"):
+        for table, network, attacks in tables:
+            for name, (attack, settings, norm) in attacks.items():
+                average = sizes.slow if name in ("l0", "linf") else sizes.average
+                case, of = ("average", average) if targets == "one" else ("every", sizes.every)
+                at = (data, network, attack, settings, norm, of, targets)
+                yield Entry(f"{table} {case} {name}", *at)
     for kappa in KAPPAS:
         at = l2 | {"kappa": kappa}
         name = f"transfer kappa {kappa:g}"

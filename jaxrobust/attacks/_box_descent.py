@@ -16,6 +16,9 @@ from jaxrobust.threat import Box
 
 METHODS = ("change_of_variable", "clipped", "projected")
 
+PROGRESS = 1e-4
+"""Share by which an objective must fall in a tenth of the steps to be worth going on with."""
+
 INSIDE = 0.999999
 """Share of the box that the change of variable starts within, as in the authors' code."""
 
@@ -141,6 +144,11 @@ def look(
     estimate = gradient(lambda x, key: loss(model(x, key), reached))
     value, pullback = gradients.vjp(estimate, x_adv, key)
     return Look(value, pullback(jnp.ones_like(value)), reached)
+
+
+def is_stuck(objective: Array, previous: Array) -> Array:
+    """Whether an objective has not fallen enough since it was looked at last."""
+    return ~(objective <= previous - PROGRESS * jnp.abs(previous))
 
 
 def aim(loss: Loss, target: Any) -> Loss:

@@ -15,6 +15,7 @@ from jaxrobust.attacks._box_descent import (
     adam_step,
     aim,
     check_descent,
+    is_stuck,
     look,
     pick,
     place,
@@ -30,9 +31,6 @@ from jaxrobust.types import Images, Keys, Labels, LogitsFn
 
 LARGEST_C = 1e10
 """Upper end of the search before anything succeeded."""
-
-PROGRESS = 1e-4
-"""Share by which the objective must fall in a tenth of the steps."""
 
 
 class _State(NamedTuple):
@@ -160,7 +158,7 @@ def _search(
         distance = jnp.sum(((at.x_adv - x) / width) ** 2)
         better = seen.success & (distance < s.distance)
         looked = s.step % period == 0
-        falling = objective <= s.previous - PROGRESS * jnp.abs(s.previous)
+        stuck = looked & is_stuck(objective, s.previous)
         s = _State(
             settle(method, s.variable - move, x, box), adam, s.step + 1,
             jnp.where(looked, objective, s.previous), s.reached | seen.success, s.c, s.low, s.high,
@@ -168,7 +166,7 @@ def _search(
         )  # fmt: skip
         over = s.step == num_steps
         if abort_early:
-            over |= looked & ~falling
+            over |= stuck
         return pick(over, next_search(s), s)
 
     def next_search(s: _State) -> _State:

@@ -17,6 +17,7 @@ from jaxrobust.attacks._box_descent import (
     adam_step,
     aim,
     check_descent,
+    is_stuck,
     look,
     pick,
     place,
@@ -44,6 +45,7 @@ class _State(NamedTuple):
     variable: Float[Array, "*d"]
     adam: Adam
     step: Int[Array, ""]  # at the present c
+    previous: Float[Array, ""]  # objective a tenth of the steps ago
     c: Float[Array, ""]
     free: Bool[Array, " pixels"]  # the pixels that may change
     best: Float[Array, "*d"]  # where the last round succeeded: the fewest pixels
@@ -64,6 +66,7 @@ def carlini_wagner_l0(
     initial_c: float = 1e-3,
     largest_c: float = 2e6,
     kappa: float = 0.01,
+    abort_early: bool = True,
     gradient: Gradient = gradients.exact,
 ) -> Float[Array, "batch *dims"]:
     """Carlini and Wagner's l0 attack: few pixels, by the l2 attack on ever fewer of them.
@@ -99,6 +102,9 @@ def carlini_wagner_l0(
         initial_c: First c.
         largest_c: Where c stops to double.
         kappa: Confidence: by how much the wanted logit must exceed all others.
+        abort_early: Double c too when the objective has not fallen by 1 part in 10 000 over a tenth
+            of the steps, as the l2 attack does; not so in the authors' code, where most steps go
+            into values of c that lead nowhere.
         gradient: Gradient estimator.
 
     Returns:
@@ -122,18 +128,20 @@ def carlini_wagner_l0(
         _search, logits_fn, x, y, key=key, box=box, target=target,
         loss=losses.confident(loss, kappa), method=method, num_steps=num_steps,
         learning_rate=float(learning_rate), initial_c=float(initial_c),
-        largest_c=float(largest_c), gradient=gradient,
+        largest_c=float(largest_c), abort_early=bool(abort_early), gradient=gradient,
     )  # fmt: skip
 
 
 def _search(
     model: Callable[..., Any], x: Array, y: Array, key: Array, *, target: Any = None, box: Box,
     loss: Loss, method: str, num_steps: int, learning_rate: float, initial_c: float,
-    largest_c: float, gradient: Gradient,
+    largest_c: float, abort_early: bool, gradient: Gradient,
 ) -> Array:  # fmt: skip
     aimed, label = aim(loss, target), y if target is None else target
     width = box[1] - box[0]
     count = jnp.zeros_like(x, shape=(), dtype=jnp.int32)
+    period = -(-num_steps // 10)
+    never = jnp.zeros_like(x, shape=()) + jnp.finfo(x.dtype).max
     channels = x.shape[-1] if x.ndim >= 3 else 1
     num_pixels = x.size // channels
     most = math.ceil(SHARE * math.sqrt(num_pixels))
@@ -168,19 +176,23 @@ def _search(
         slope = mask * (2 * at.delta * at.delta_rate - s.c * at.x_rate * seen.slope)
         adam, move = adam_step(s.adam, slope, learning_rate)
         free = freeze(s.free, (x_adv - x) / width, width * seen.slope)
-        fewer = _State(s.variable, adam_start(x), count, s.c, free, x_adv)
+        fewer = _State(s.variable, adam_start(x), count, never, s.c, free, x_adv)
+        objective = jnp.sum((mask * at.delta) ** 2) - s.c * seen.loss
+        looked = s.step % period == 0
         spent = s.step + 1 == num_steps
+        if abort_early:
+            spent |= looked & is_stuck(objective, s.previous)
+        previous = jnp.where(spent, never, jnp.where(looked, objective, s.previous))
         onwards = _State(
             settle(method, s.variable - move, x, box), adam, jnp.where(spent, 0, s.step + 1),
-            jnp.where(spent, 2 * s.c, s.c), s.free, s.best,
+            previous, jnp.where(spent, 2 * s.c, s.c), s.free, s.best,
         )  # fmt: skip
         return pick(seen.success, fewer, onwards)
 
     aimless = losses.success(aimed, model(x, key), label)  # nothing to do
     free = jnp.zeros_like(x, shape=(num_pixels,), dtype=bool) | ~aimless
     start = _State(
-        variable_of(method, x, box), adam_start(x), count, jnp.zeros_like(x, shape=()) + initial_c,
-        free, x,
+        variable_of(method, x, box), adam_start(x), count, never, 0 * never + initial_c, free, x
     )  # fmt: skip
     doublings = math.ceil(math.log2(largest_c / initial_c)) + 1
     found = at_most(
