@@ -53,7 +53,7 @@ class Args:
     num_steps: int = 40
     """PGD steps."""
     only: tuple[str, ...] = ()
-    """For attacks: parts of names of the pairs wanted; all if empty."""
+    """For attacks: parts of names of the pairs wanted; all if empty. Others keep their last row."""
     seed: int = 0
     """Of attacks and fresh weights."""
 
@@ -93,7 +93,7 @@ def _measure(args: Args) -> Mapping[str, Sequence[Any]]:
         raise SystemExit(f"{args.which} needs trained networks: --checkpoints DIR")
     if args.which == "attacks":
         strength = test_attack_strength.Setting(args.checkpoints, args.num_images, only=args.only)
-        return test_attack_strength.measure(strength)
+        return test_attack_strength.measure(strength, Path("runs/benchmarks/attacks"))
     setting = test_evaluate_speed.Setting(
         args.checkpoints, args.num_images, args.batch_size, args.num_steps, args.seed
     )
