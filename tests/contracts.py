@@ -53,7 +53,7 @@ MINIMUM_NORM = {
     "carlini_wagner_linf": functools.partial(
         jr.attacks.carlini_wagner_linf, num_steps=60, learning_rate=0.02, initial_c=0.1
     ),
-    "deepfool": jr.attacks.deepfool,
+    "deepfool": functools.partial(jr.attacks.deepfool, overshoot=0.015),
     "fab": functools.partial(jr.attacks.fab, num_steps=20),
     "fab_targeted": functools.partial(jr.attacks.fab_targeted, num_steps=20, num_targets=3),
     "fmn": functools.partial(jr.attacks.fmn, num_steps=30),

@@ -35,7 +35,7 @@ def test_nearest_boundary_of_an_affine_classifier(norm, classes):
         w = (kernel[:, others] - kernel[:, [y[i]]]).T
         gaps, lengths = -w @ x[i], np.linalg.norm(w, DUAL[norm], axis=1)
         nearest = np.argmin(gaps / lengths)
-        best = (gaps[nearest] + 1e-4) / lengths[nearest]
+        best = gaps[nearest] / lengths[nearest] + 1e-4 * (WIDE.high - WIDE.low)
         w = w[nearest]
         step = best * (w / lengths[nearest] if norm == "l2" else np.sign(w))
         np.testing.assert_allclose(x_adv[i], x[i] + OVER * step, atol=1e-9)
@@ -44,7 +44,7 @@ def test_nearest_boundary_of_an_affine_classifier(norm, classes):
 
 @pytest.mark.parametrize("norm", DUAL)
 def test_pixels_at_the_edge_are_made_up_for_by_the_others(norm):
-    """Two classes: one step, to the nearest point within the box."""
+    """Two classes: the sum of steps ends at the nearest point within the box."""
     with jax.enable_x64(True):
         w = np.array([4.0, 3.0, -1.0, 0.5, 0.0])
         x = np.array([[0.95, 0.4, 0.3, 0.5, 0.5], [1.0, 0.5, 0.7, 0.2, 0.1]])

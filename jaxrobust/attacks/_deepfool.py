@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -17,8 +18,11 @@ from jaxrobust.threat import UNIT_BOX, Box
 from jaxrobust.threat import norm as threat_norm
 from jaxrobust.types import Images, Keys, Labels, LogitsFn, logits_of
 
+TINY = 1e-20
+"""Keeps quotients finite where a slope is zero."""
+
 EXTRA = 1e-4
-"""Added to the gap that a step closes, so that boundaries are crossed."""
+"""Added to the length of a step, in widths of the box, so that boundaries are crossed."""
 
 
 class _State(NamedTuple):
@@ -41,11 +45,12 @@ def deepfool(
 ) -> Float[Array, "batch *dims"]:
     """DeepFool: minimum-norm attack by steps to the nearest linearised boundary.
 
-    Deviations from the authors' code, which knows no box: a step is the shortest within the box,
-    and the nearest boundary is the one that such a step reaches first (on an affine classifier the
-    first step is exact); the overshot sum of steps is clipped. The 1e-4 that keeps steps from
-    ending in a tie is added to the gap of two logits (theirs: to the step's length). Peak memory:
-    batch x `num_candidates` x (dims + what one backward pass of the model takes).
+    Deviations from the authors' code, which knows no box: the nearest boundary is the one that a
+    step within the box reaches first, and the overshot sum of steps is clipped. What that takes
+    away the next step makes up for, so that on an affine classifier the sum ends at the shortest
+    way out within the box. (Steps that keep to the box themselves are longer, and end 5 to 9 %
+    farther away on a network for MNIST.) Peak memory: batch x `num_candidates` x (dims + what one
+    backward pass of the model takes).
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
@@ -91,26 +96,29 @@ def _search(
     def away(outputs: Any) -> Array:
         return losses.success(losses.margin, outputs, y)
 
+    extra = EXTRA * (box.high - box.low)
     first = logits(x, key)
     classes = jnp.arange(first.size)
     others = jnp.where(classes == y, -jnp.inf, first)
     wanted = jax.lax.top_k(others, min(num_candidates, first.size) - 1)[1]
     pairs = (1.0 * (classes == wanted[:, None]) - 1.0 * (classes == y)).astype(x.dtype)
 
+    def length(here: Array, slope: Array, gap: Array) -> Array:
+        """Of the shortest step in the box that closes a gap: infinite where there is none."""
+        move = shortest_step(here, slope, gap, box, norm)
+        return jnp.where(jnp.sum(slope * move) >= 0.999 * gap, threat_norm(move, norm), jnp.inf)
+
     def step(t: Array, state: _State) -> _State:
         now = jax.random.fold_in(key, t)
         values, pullback = gradients.vjp(logits, state.x_adv, now)
-        gaps = jnp.abs(values[wanted] - values[y]) + EXTRA
-        here = state.x_adv
-
-        def towards(slope: Array, gap: Array) -> tuple[Array, Array]:
-            """The step, and its length: infinite where no step in the box gets there."""
-            move = shortest_step(here, slope, gap, box, norm)
-            there = jnp.sum(slope * move) >= 0.999 * gap
-            return move, jnp.where(there, threat_norm(move, norm), jnp.inf)
-
-        moves, lengths = jax.vmap(towards)(jax.vmap(pullback)(pairs), gaps)
-        moved = state.moved + moves[jnp.argmin(lengths)]
+        gaps = jnp.abs(values[wanted] - values[y])
+        slopes = jax.vmap(pullback)(pairs)
+        nearest = jnp.argmin(jax.vmap(functools.partial(length, state.x_adv))(slopes, gaps))
+        slope, gap = slopes[nearest], gaps[nearest]
+        towards = slope if norm == "l2" else jnp.sign(slope)
+        far = gap / jnp.maximum(jnp.sum(slope * towards), TINY)
+        far += extra / jnp.maximum(threat_norm(towards, norm), TINY)
+        moved = state.moved + far * towards
         x_adv = jnp.clip(x + (1 + overshoot) * moved, *box)
         return _State(moved, x_adv, away(model(x_adv, now)))
 
