@@ -1,0 +1,96 @@
+"""The threat of paper 002: flows that are smooth enough."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from jaxrobust.checks import check_radius
+from jaxrobust.flow._roughness import (
+    NullSpace,
+    allowed,
+    check_null_space,
+    quadratic_variation,
+    smoothed,
+    solved,
+)
+from jaxrobust.threat import norm
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FlowBall:
+    """All flows r of one example with `sqrt(|M r_0|^2 + |M r_1|^2) <= eps` that keep a rule.
+
+    The budget of attack and certificate alike. r_0 and r_1 move pixels down and to the right.
+
+    Args:
+        eps: Radius, in pixels: a number, or an array with one radius a row of the batch. A pytree
+            leaf, so it can be traced and swept under `vmap`.
+        null_space: "dirichlet": what lies outside the image does not move; "zero_mean"; or the
+            pixel `(row, column)` that does not move. Without a rule, moving everything costs
+            nothing.
+
+    Raises:
+        ValueError: For a number that is no radius, and a rule that is none.
+
+    References:
+        Paper 002, eq. 3 and proposition 1.
+
+    >>> ball = FlowBall(0.5)
+    >>> flow = ball.project(jnp.ones((28, 28, 2)))
+    >>> ball.distance(flow).round(3)
+    Array(0.5, dtype=float32)
+    """
+
+    eps: Any  # a float or an Array, but unflattening passes placeholders
+    null_space: NullSpace = dataclasses.field(default="dirichlet", metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        check_null_space(self.null_space, ())
+        # Plain numbers only: unflattening runs this with placeholders and tracers.
+        if isinstance(self.eps, complex | int | float | np.number):
+            check_radius(self.eps, "eps")
+
+    def distance(self, flow: Float[Array, "height width 2"]) -> Float[Array, ""]:
+        """How much of the budget a flow takes."""
+        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(flow)))
+        scale = jnp.where(largest > 0, largest, 1.0)  # so that tiny flows do not underflow
+        square = quadratic_variation(flow / scale, self.null_space)
+        return scale * jnp.sqrt(jnp.where(square > 0, square, 1.0)) * (square > 0)
+
+    def project(self, flow: Float[Array, "height width 2"]) -> Float[Array, "height width 2"]:
+        """The nearest flow of the ball in its own norm: moved to keep the rule, then scaled."""
+        flow = allowed(flow, self.null_space)
+        length = self.distance(flow)
+        inside = length <= self.eps
+        return flow * jnp.where(inside, 1.0, self.eps / jnp.where(inside, 1.0, length))
+
+    def step(
+        self,
+        flow: Float[Array, "height width 2"],
+        gradient: Float[Array, "height width 2"],
+        size: float | Array,
+    ) -> Float[Array, "height width 2"]:
+        """Move by `size` (in this norm) along the steepest ascent; a zero gradient moves nothing.
+
+        In the norm `|M r|` that is along `(M'M)^-1 gradient`.
+        """
+        largest = jnp.max(jnp.abs(gradient))
+        uphill = solved(gradient / jnp.where(largest > 0, largest, 1.0), self.null_space)
+        length = self.distance(uphill)
+        return flow + size * uphill / jnp.where(length > 0, length, 1.0)
+
+    def sample(
+        self, shape: tuple[int, int], key: Key[Array, ""], dtype: Any = jnp.float32
+    ) -> Float[Array, "height width 2"]:
+        """Draw from the ball: uniformly, but for what a rule other than "dirichlet" takes away."""
+        direction_key, radius_key = jax.random.split(key)
+        white = jax.random.normal(direction_key, (*shape, 2), dtype)
+        radius = jax.random.uniform(radius_key, (), dtype) ** (1.0 / white.size)
+        return smoothed(self.eps * radius * white / norm(white, "l2"), self.null_space)
