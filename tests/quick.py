@@ -4,6 +4,7 @@ Half of it goes without LLVM's optimisations, and half of the rest without XLA's
 fusions. Doctests compile as users do.
 """
 
+import tempfile
 from importlib.metadata import version
 
 FLAGS = " ".join(
@@ -14,3 +15,15 @@ FLAGS = " ".join(
         "--xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
     ]
 )
+
+CACHE = tempfile.TemporaryDirectory(prefix="jaxrobust-programs-")
+"""What one command has compiled is there for the next; gone with this process."""
+
+COMMAND = {
+    "XLA_FLAGS": FLAGS,
+    "JAX_COMPILATION_CACHE_DIR": CACHE.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "COLUMNS": "120",
+}
+"""Environment of commands that tests start."""

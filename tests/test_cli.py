@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from contracts import problem
-from quick import FLAGS
+from quick import COMMAND
 
 from jaxrobust.cli._bounds import EVERY_NORM, certificates
 from jaxrobust.models import small_cnn
@@ -40,7 +40,7 @@ def narrow():
 
 
 def jaxrobust(*args, cwd):
-    environment = os.environ | {"XLA_FLAGS": FLAGS, "COLUMNS": "120"}
+    environment = os.environ | COMMAND
     return subprocess.run(
         [sys.executable, "-m", "jaxrobust.cli", *map(str, args)],
         cwd=cwd, env=environment, capture_output=True, text=True, check=False,

@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from quick import FLAGS
+from quick import COMMAND
 from rich.console import Console
 
 from jaxrobust import certify, data, report
@@ -23,7 +23,7 @@ METHODS = ("sdp", "lp", "interval", "spectral", "frobenius")
 
 
 def jaxrobust(*args, cwd):
-    environment = os.environ | {"XLA_FLAGS": FLAGS, "COLUMNS": "120"}
+    environment = os.environ | COMMAND
     return subprocess.run(
         [sys.executable, "-m", "jaxrobust.cli", "certify", *map(str, args)],
         cwd=cwd, env=environment, capture_output=True, text=True, check=False,
