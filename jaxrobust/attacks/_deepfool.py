@@ -18,9 +18,6 @@ from jaxrobust.threat import UNIT_BOX, Box
 from jaxrobust.threat import norm as threat_norm
 from jaxrobust.types import Images, Keys, Labels, LogitsFn, logits_of
 
-TINY = 1e-20
-"""Keeps quotients finite where a slope is zero."""
-
 EXTRA = 1e-4
 """Added to the length of a step, in widths of the box, so that boundaries are crossed."""
 
@@ -115,10 +112,10 @@ def _search(
         slopes = jax.vmap(pullback)(pairs)
         nearest = jnp.argmin(jax.vmap(functools.partial(length, state.x_adv))(slopes, gaps))
         slope, gap = slopes[nearest], gaps[nearest]
-        towards = slope if norm == "l2" else jnp.sign(slope)
-        far = gap / jnp.maximum(jnp.sum(slope * towards), TINY)
-        far += extra / jnp.maximum(threat_norm(towards, norm), TINY)
-        moved = state.moved + far * towards
+        size = threat_norm(slope, "l2" if norm == "l2" else "l1")
+        size = jnp.where(size > 0, size, 1.0)
+        direction = slope / size if norm == "l2" else jnp.sign(slope)
+        moved = state.moved + (gap / size + extra) * direction
         x_adv = jnp.clip(x + (1 + overshoot) * moved, *box)
         return _State(moved, x_adv, away(model(x_adv, now)))
 

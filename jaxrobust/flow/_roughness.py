@@ -43,6 +43,7 @@ def quadratic_variation(
     >>> quadratic_variation(jnp.array([[0.0, 1.0]]), "zero_mean")
     Array(2., dtype=float32)
     """
+    check_null_space(null_space, flow.shape)
     total = 2 * sum(jnp.sum(jnp.diff(flow, axis=axis) ** 2) for axis in (0, 1))
     if null_space == "dirichlet":
         edges = (flow[0], flow[-1], flow[:, 0], flow[:, -1])
@@ -74,6 +75,7 @@ def solved(
     >>> solved(jnp.ones((1, 1)))  # four missing neighbours
     Array([[0.25]], dtype=float32)
     """
+    check_null_space(null_space, flow.shape)
     if isinstance(null_space, tuple):
         rest = jnp.zeros_like(flow[0, 0]) - jnp.sum(flow, (0, 1)) + flow[null_space]
         return _pinned(_power(flow.at[null_space].set(rest), -1.0, False), null_space)
@@ -90,6 +92,7 @@ def smoothed(
     >>> smoothed(jnp.ones((1, 1)))
     Array([[0.5]], dtype=float32)
     """
+    check_null_space(null_space, white.shape)
     if isinstance(null_space, tuple):
         return _pinned(_power(white, -0.5, False), null_space)
     return _power(white, -0.5, null_space == "dirichlet")
