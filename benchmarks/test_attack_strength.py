@@ -76,12 +76,17 @@ def of_torchattacks(name: str, **settings: Any) -> Callable[..., torch.Tensor]:
 
 
 def of_foolbox(name: str, **settings: Any) -> Callable[..., torch.Tensor]:
-    """A minimum-norm attack of Foolbox."""
+    """A minimum-norm attack of Foolbox; the clean image where it fails.
+
+    Its Carlini-Wagner attack marks failures by black images, which a network may well get wrong.
+    """
 
     def run(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         model = foolbox.PyTorchModel(module, bounds=(0, 1), device="cpu")
         criterion = foolbox.criteria.Misclassification(labels)
-        return getattr(foolbox.attacks, name)(**settings).run(model, images, criterion)
+        found = getattr(foolbox.attacks, name)(**settings).run(model, images, criterion)
+        failed = found.flatten(1).amax(1) == 0
+        return torch.where(failed[:, None, None, None], images, found)
 
     return run
 
@@ -219,7 +224,9 @@ def measure(setting: Setting, folder: Path) -> Mapping[str, list[dict[str, Any]]
         victim = setting.victim(pair.network)
         use_fastest_threads(victim.module, to_torch(test.x[: setting.chunk]))
         row = race(pair, victim, test.x[:num], test.y[:num], setting.chunk)
-        row = {"attack": name, **row, "commit": _clock.provenance(SEED, {})["commit"][:10]}
+        made = _clock.provenance(SEED, {})
+        suffix = " (changed)" if made["uncommitted_changes"] else ""
+        row = {"attack": name, **row, "commit": made["commit"][:10] + suffix}
         print(row, flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         jr.files.write_json(_path(folder, name), row)

@@ -1,6 +1,7 @@
 """Carlini and Wagner's attacks against exact distances, their own claims, and a count of steps."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -127,8 +128,9 @@ def test_a_penalty_has_to_vanish_too():
     free = np.asarray(L2(with_embedding, x, y, **QUICK))
     np.testing.assert_allclose(free, [[0.52, 0.46]] * 2, atol=0.01)
     penalized = losses.penalized(losses.f6, too_bright)
-    for target in (None, 1 - y):
-        held = np.asarray(L2(with_embedding, x, y, loss=penalized, target=target, **QUICK))
+    fmn = functools.partial(jr.attacks.fmn, key=KEY, norm="l2", num_steps=200, step_size=0.1)
+    for attack, target in itertools.product((functools.partial(L2, **QUICK), fmn), (None, 1 - y)):
+        held = np.asarray(attack(with_embedding, x, y, loss=penalized, target=target))
         np.testing.assert_allclose(held, [[0.45, 0.6]] * 2, atol=0.02)
         assert (held[:, 0] <= 0.45).all()
 
@@ -160,26 +162,21 @@ def steps_taken(attack, x, y, **settings):
     return x_adv, len(calls)
 
 
-def test_aborting_early_saves_steps_and_costs_no_distance():
-    _, _, x, y = affine()
-    settings = {"num_steps": 200, "num_searches": 4, "learning_rate": 0.05, "initial_c": 0.1}
-    early, few = steps_taken(L2, x, y, **settings)
-    late, many = steps_taken(L2, x, y, abort_early=False, **settings)
-    assert few < 0.6 * many
-    assert (l2(x, early) <= 1.01 * l2(x, late)).all()
-
-
-def test_aborting_early_saves_steps_and_costs_no_pixels():
-    _, _, x, y = affine()
-    settings = {"num_steps": 200, "learning_rate": 0.05, "initial_c": 0.1, "largest_c": 100.0}
-    early, few = steps_taken(L0, x, y, **settings)
-    late, many = steps_taken(L0, x, y, abort_early=False, **settings)
-    assert few < 0.6 * many
-    assert (num_changed(x, early) <= num_changed(x, late)).all()
-
-
 def num_changed(x, x_adv):
     return (np.asarray(x_adv) != x).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("attack", "settings", "distance", "factor"),
+    [(L2, {"num_searches": 4}, l2, 1.01), (L0, {"largest_c": 100.0}, num_changed, 1.0)],
+)
+def test_aborting_early_saves_steps_and_costs_no_distance(attack, settings, distance, factor):
+    _, _, x, y = affine()
+    settings = {"num_steps": 200, "learning_rate": 0.05, "initial_c": 0.1, **settings}
+    early, few = steps_taken(attack, x, y, **settings)
+    late, many = steps_taken(attack, x, y, abort_early=False, **settings)
+    assert few < 0.6 * many
+    assert (distance(x, early) <= factor * distance(x, late)).all()
 
 
 def test_wrong_rows_cost_nothing():

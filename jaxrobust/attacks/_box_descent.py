@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxrobust import checks, gradients, losses
+from jaxrobust import checks, gradients
+from jaxrobust.attacks._minimum_norm import check_untargeted
 from jaxrobust.gradients import Gradient
-from jaxrobust.losses import Loss
 from jaxrobust.threat import Box
 
 METHODS = ("change_of_variable", "clipped", "projected")
@@ -151,20 +151,11 @@ def is_stuck(objective: Array, previous: Array) -> Array:
     return ~(objective <= previous - PROGRESS * jnp.abs(previous))
 
 
-def aim(loss: Loss, target: Any) -> Loss:
-    """The loss, in its targeted form where there is a target."""
-    return loss if target is None else losses.targeted(loss)
-
-
 def check_descent(
     loss: Any, method: Any, num_steps: Any, learning_rate: Any, initial_c: Any, largest_c: Any
 ) -> None:
     """Refuse settings of a descent that cannot be meant."""
-    inner = loss
-    while isinstance(inner, losses.targeted | losses.penalized):
-        if isinstance(inner, losses.targeted):
-            raise ValueError(f"loss must not be targeted: hand the classes to target; got {loss!r}")
-        inner = inner.loss
+    check_untargeted(loss)
     checks.check_choice(method, "method", METHODS)
     checks.check_count(num_steps, "num_steps")
     numbers = {"learning_rate": learning_rate, "initial_c": initial_c, "largest_c": largest_c}

@@ -15,7 +15,6 @@ from jaxrobust.attacks._box_descent import (
     Adam,
     adam_start,
     adam_step,
-    aim,
     check_descent,
     is_stuck,
     look,
@@ -25,6 +24,7 @@ from jaxrobust.attacks._box_descent import (
     variable_of,
 )
 from jaxrobust.attacks._lift import clear_success, lift_free
+from jaxrobust.attacks._minimum_norm import aim
 from jaxrobust.gradients import Gradient
 from jaxrobust.loops import at_most
 from jaxrobust.losses import Loss

@@ -11,8 +11,10 @@ from jaxtyping import Array, Float
 
 from jaxrobust import checks, gradients, losses
 from jaxrobust.attacks._lift import clear_success, lift_free, loss_of
+from jaxrobust.attacks._minimum_norm import aim, check_untargeted
 from jaxrobust.attacks._projections import within_l2
 from jaxrobust.gradients import Gradient
+from jaxrobust.losses import Loss
 from jaxrobust.threat import NORMS, UNIT_BOX, Ball, Box
 from jaxrobust.threat import norm as threat_norm
 from jaxrobust.types import Images, Keys, Labels, LogitsFn
@@ -43,6 +45,7 @@ def fmn(
     box: Box = UNIT_BOX,
     norm: Literal["linf", "l2", "l1"] = "linf",
     target: Labels | None = None,
+    loss: Loss = losses.margin,
     num_steps: int = 100,
     step_size: float = 1.0,
     gamma: float = 0.05,
@@ -68,16 +71,19 @@ def fmn(
         box: Legal pixel values.
         norm: What is minimised.
         target: `(batch,)` wanted classes; None where any wrong class will do.
+        loss: Untargeted loss of one example, to be maximised, that reaches 0 where it succeeds: the
+            margin, as published, or `losses.penalized` of `losses.f6`.
         num_steps: Gradient steps; 1000 in the publication.
         step_size: First length of a step, in l2 whatever the norm, pixel units.
         gamma: First relative change of the radius, in (0, 1).
-        gradient: Gradient estimator, of the margin.
+        gradient: Gradient estimator.
 
     Returns:
         `(batch, *dims)` images in the box; the clean one where no step succeeded.
 
     Raises:
-        ValueError: For images, labels, key, box, norm, counts or sizes that cannot be meant.
+        ValueError: For images, labels, key, box, norm, counts or sizes that cannot be meant; for a
+            targeted loss.
 
     References:
         Pintor et al. 2021, algorithm 1.
@@ -91,20 +97,20 @@ def fmn(
     checks.check_radius(step_size, "step_size")
     if not 0 < gamma < 1:
         raise ValueError(f"gamma must lie in (0, 1); got {gamma}")
+    check_untargeted(loss)
     return lift_free(
-        _search, logits_fn, x, y, key=key, box=box, target=target, norm=norm,
+        _search, logits_fn, x, y, key=key, box=box, target=target, norm=norm, loss=loss,
         num_steps=num_steps, step_size=float(step_size), gamma=float(gamma), gradient=gradient,
     )  # fmt: skip
 
 
 def _search(
     model: Callable[..., Any], x: Array, y: Array, key: Array, *, box: Box,
-    norm: Literal["linf", "l2", "l1"], num_steps: int, step_size: float, gamma: float,
-    gradient: Gradient, target: Array | None = None,
+    norm: Literal["linf", "l2", "l1"], loss: Loss, num_steps: int, step_size: float,
+    gamma: float, gradient: Gradient, target: Array | None = None,
 ) -> Array:  # fmt: skip
-    aim = losses.margin if target is None else losses.targeted(losses.margin)
-    label = y if target is None else target
-    estimate = gradient(loss_of(model, aim, label))
+    aimed, label = aim(loss, target), y if target is None else target
+    estimate = gradient(loss_of(model, aimed, label))
     farthest = threat_norm(jnp.maximum(x - box.low, box.high - x), norm)
 
     def step(state: _State, t: Array) -> tuple[_State, None]:
@@ -112,7 +118,7 @@ def _search(
         now = gradients.step_key(gradient, key, t)
         gap, pullback = gradients.vjp(estimate, here, now)
         slope = pullback(jnp.ones_like(gap))
-        hit = clear_success(aim, model(here, now), label)
+        hit = clear_success(aimed, model(here, now), label)
         size = threat_norm(here - x, norm)
         was_found = distance < jnp.inf
         best = jnp.where(hit & (size < distance), here, best)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import losses
 from jaxrobust.attacks._lift import check_model
+from jaxrobust.losses import Loss
 from jaxrobust.threat import UNIT_BOX, Ball, Box, check_ball
 from jaxrobust.types import (
     Attack,
@@ -72,6 +73,20 @@ class _Against:
         check_ball(ball, len(x) if hasattr(x, "shape") else None)
         norm = {"norm": ball.norm} if self.takes_norm else {}
         return attack(logits_fn, x, y, key=key, box=ball.box, **norm)
+
+
+def aim(loss: Loss, target: Any) -> Loss:
+    """The loss, in its targeted form where there is a target."""
+    return loss if target is None else losses.targeted(loss)
+
+
+def check_untargeted(loss: Any) -> None:
+    """Refuse a targeted loss, whose classes would be taken for the true ones."""
+    inner = loss
+    while isinstance(inner, losses.targeted | losses.penalized):
+        if isinstance(inner, losses.targeted):
+            raise ValueError(f"loss must not be targeted: hand the classes to target; got {loss!r}")
+        inner = inner.loss
 
 
 class EveryTarget(NamedTuple):
