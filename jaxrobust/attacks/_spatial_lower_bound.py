@@ -1,4 +1,4 @@
-"""Algorithms 1 and 2 of paper 002: an input and a flow of it that change a network's margin most."""
+"""Algorithms 1 and 2 of paper 002: an input and a flow that change a margin most."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def _eigenvector(v: Array, ball: FlowBall) -> Array:
         moved = solved(jnp.sum(v * u.reshape(v.shape), channels), ball.null_space)
         return (v * jnp.expand_dims(moved, channels)).ravel()
 
-    return top_eigenpair(matvec, v.ravel(), num_steps=min(v.size, 30), tol=1e-3).vector.reshape(
+    return top_eigenpair(matvec, v.ravel(), num_steps=min(v.size, 50), tol=math.inf).vector.reshape(
         v.shape
     )
 

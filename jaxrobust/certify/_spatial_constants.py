@@ -99,12 +99,13 @@ def spatial_constants(
            [5., 0.]])
     """
     checks.check_choice(bound, "bound", ("sdp_l2", "sdp"))
-    scaled = spatial_layers(layers, shape, null_space)
-    if bound == "sdp":
-        return sdp_constants(scaled, tol=tol)
     if not tol > 0:
         raise ValueError(f"tol must be positive; got {tol}")
-    return _l2_constants(two_layers(_common.on_host(layers)), tol)
+    scaled = spatial_layers(layers, shape, null_space)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not bounded
+        if bound == "sdp":
+            return sdp_constants(scaled, tol=tol)
+        return _l2_constants(two_layers(_common.on_host(layers)), tol)
 
 
 def l2_checksum(network: TwoLayers) -> str:
@@ -121,10 +122,11 @@ def scaling_error(network: TwoLayers) -> np.ndarray:
     Args:
         network: With the scaled kernel.
     """
-    each = np.abs(network.kernel).sum(0)
-    v = np.abs(network.last[:, :, None] - network.last[:, None, :])
-    total = np.einsum("k,kij->ij", each, v)
-    return raised(2.0**-50 * network.slopes[1] * total, network.kernel.size + 8)
+    with np.errstate(over="ignore", invalid="ignore"):
+        each = np.abs(network.kernel).sum(0)
+        v = np.abs(network.last[:, :, None] - network.last[:, None, :])
+        total = np.einsum("k,kij->ij", each, v)
+        return raised(2.0**-50 * network.slopes[1] * total, network.kernel.size + 8)
 
 
 def _l2_constants(network: TwoLayers, tol: float) -> SdpConstants:
