@@ -143,8 +143,8 @@ def _ascent(
 
         return jnp.sum(jax.vmap(term)(places), 0)
 
-    def turn(best: tuple[Array, ...], _: Any) -> tuple[tuple[Array, ...], Array]:
-        x, flow, best_x, best_flow, most = best
+    def turn(state: tuple[Array, ...], _: Any) -> tuple[tuple[Array, ...], Array]:
+        x, flow, best_x, best_flow, most = state
         rate = slopes_of_x(x, flow)
         x = jnp.where(rate > 0, high, jnp.where(rate < 0, low, x))
         flow = ball.step(jnp.zeros_like(flow), slopes_of_flow(x, flow), ball.eps)
@@ -153,10 +153,9 @@ def _ascent(
         kept = jnp.where(better, x, best_x), jnp.where(better, flow, best_flow)
         return (x, flow, *kept, jnp.where(better, loss, most)), loss
 
-    first = (layers[1] if isinstance(layers[0], Flatten) else layers[0]).kernel
-    two = len([layer for layer in layers if isinstance(layer, Dense)]) == 2
-    if two:
-        direction = _active(first).reshape(shape)
+    dense = [layer for layer in layers if isinstance(layer, Dense)]
+    if len(dense) == 2:
+        direction = _active(dense[0].kernel).reshape(shape)
     else:
         v = jax.grad(margin)(jnp.zeros(shape, ball.eps.dtype))
         direction = _eigenvector(v, ball)

@@ -147,7 +147,8 @@ def _changes(eps: float, pixels: np.ndarray) -> np.ndarray:
     `(1 - |a|)(1 - |b|)`, and what takes its place differs by at most the width. Over the disc
     `a^2 + b^2 <= t^2` that leaves `1 - (1 - a)(1 - b)` at `a + b = min(1, sqrt(2) t)`.
     """
-    t = np.minimum(raised(eps * pixels, 1), 1.0)
+    with np.errstate(over="ignore"):
+        t = np.minimum(raised(eps * pixels, 1), 1.0)
     inner = math.sqrt(2.0) * t - 0.5 * t * t
     outer = 0.5 + 0.5 * t * t
     # Differences lose at most a few units of their larger part.

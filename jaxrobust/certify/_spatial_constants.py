@@ -149,7 +149,7 @@ def _l2_constants(network: TwoLayers, tol: float) -> SdpConstants:
             found = _proved(matrix, found_dual := np.asarray(rows, np.float64) * scale)
             if found < best:
                 best, dual = found, found_dual
-            least = max(least, _value(matrix, np.float64(left)))
+            least = max(least, _value(matrix, np.asarray(left, np.float64)))
             if not (best < math.inf and best - least > tol * best):
                 break
         bound = float(raised(best + error, 2))
