@@ -21,10 +21,12 @@ from jaxrobust.attacks._gradient import Trace, bim, fgsm, pgd, pgd_trace
 from jaxrobust.attacks._jsma import jsma
 from jaxrobust.attacks._minimum_norm import EveryTarget, against, every_target, is_minimum_norm
 from jaxrobust.attacks._second_order import second_order
+from jaxrobust.attacks._spatial_lower_bound import SpatialLowerBound, spatial_lower_bound
 from jaxrobust.attacks._square import square
 
 __all__ = [
     "EveryTarget",
+    "SpatialLowerBound",
     "Trace",
     "against",
     "apgd",
@@ -52,6 +54,7 @@ __all__ = [
     "pgd_trace",
     "salted",
     "second_order",
+    "spatial_lower_bound",
     "square",
     "transfer",
 ]

@@ -23,6 +23,8 @@ from jaxrobust.certify._sdp import sdp
 from jaxrobust.certify._sdp_constants import SdpConstants, load_sdp_constants, sdp_constants
 from jaxrobust.certify._sdp_cvxpy import sdp_cvxpy
 from jaxrobust.certify._smoothing import smoothed_predict, smoothing
+from jaxrobust.certify._spatial import spatial
+from jaxrobust.certify._spatial_constants import spatial_constants, spatial_layers
 from jaxrobust.certify._votes import smoothed_radius
 
 __all__ = [
@@ -49,6 +51,9 @@ __all__ = [
     "smoothed_predict",
     "smoothed_radius",
     "smoothing",
+    "spatial",
+    "spatial_constants",
+    "spatial_layers",
     "spectral",
     "two_layers",
 ]

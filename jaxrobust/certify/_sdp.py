@@ -69,19 +69,37 @@ def sdp(
         )
     elif constants.network != checksum(network):
         raise ValueError("constants must be those of these layers; got another network's")
-    margins = np.empty((len(problem.x), len(problem.last.bias)))
-    with np.errstate(invalid="ignore", over="ignore"):
-        lost = up(up(problem.eps * constants.upper[problem.y]) / 4)
-        for rows, x_rows, y_rows in _common.in_chunks(problem):
-            clean = margins_over(problem, Region(x_rows, x_rows), y_rows)
-            margins[rows] = down(clean - lost[rows])
-        slack = problem.eps / 4 * (constants.upper - constants.lower)[problem.y]
-    slack[np.isnan(slack)] = np.inf
-    margins[np.isnan(margins)] = -np.inf  # eps = 0 times a bound that is not there, too
-    margins[np.arange(len(margins)), problem.y] = np.inf
+    margins, slack = margins_by_slope(problem, problem.eps, constants.upper, constants.lower)
     proof = (
         "semidefinite relaxation of the margins' gradient over all inputs (paper 003, Eq. 11, with "
         "Eq. 9 corrected); each dual is made feasible by a float64 Cholesky factorisation with its "
         f"rounding added; {_common.ROUNDING}"
     )
     return MarginBound(margins, "linf", problem.eps, "sdp", proof, gap=slack)
+
+
+def margins_by_slope(
+    problem: _common.Problem, radius: float, upper: np.ndarray, lower: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clean margins less `radius / 4 upper`, and the part of it that is the solver's.
+
+    Args:
+        problem: Network and examples.
+        radius: Of the changes of the images, from above.
+        upper: `(classes, classes)` as in `SdpConstants`.
+        lower: `(classes, classes)` likewise.
+
+    Returns:
+        `(batch, classes)` margins, `-inf` where nothing is proved, and gaps.
+    """
+    margins = np.empty((len(problem.x), len(problem.last.bias)))
+    with np.errstate(invalid="ignore", over="ignore"):
+        lost = up(up(radius * upper[problem.y]) / 4)
+        for rows, x_rows, y_rows in _common.in_chunks(problem):
+            clean = margins_over(problem, Region(x_rows, x_rows), y_rows)
+            margins[rows] = down(clean - lost[rows])
+        slack = radius / 4 * (upper - lower)[problem.y]
+    slack[np.isnan(slack)] = np.inf
+    margins[np.isnan(margins)] = -np.inf  # a radius of 0 times a bound that is not there, too
+    margins[np.arange(len(margins)), problem.y] = np.inf
+    return margins, slack

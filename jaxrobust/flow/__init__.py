@@ -6,6 +6,8 @@ new image looks into the old one. Like `Ball`, all of it speaks of one example.
 
 from jaxrobust.flow._ball import FlowBall
 from jaxrobust.flow._roughness import (
+    NullSpace,
+    check_null_space,
     largest_displacement,
     quadratic_variation,
     smoothed,
@@ -16,6 +18,8 @@ from jaxrobust.flow._warp import warp
 
 __all__ = [
     "FlowBall",
+    "NullSpace",
+    "check_null_space",
     "largest_displacement",
     "quadratic_variation",
     "smoothed",
