@@ -160,11 +160,7 @@ def check_descent(
     loss: Any, method: Any, num_steps: Any, learning_rate: Any, initial_c: Any, largest_c: Any
 ) -> None:
     """Refuse settings of a descent that cannot be meant."""
-    inner = loss
-    while isinstance(inner, losses.targeted | losses.penalized):
-        if isinstance(inner, losses.targeted):
-            raise ValueError(f"loss must not be targeted: hand the classes to target; got {loss!r}")
-        inner = inner.loss
+    check_untargeted(loss)
     checks.check_choice(method, "method", METHODS)
     checks.check_count(num_steps, "num_steps")
     numbers = {"learning_rate": learning_rate, "initial_c": initial_c, "largest_c": largest_c}
@@ -174,6 +170,15 @@ def check_descent(
             raise ValueError(f"{name} must be positive; got {value}")
     if initial_c > largest_c:
         raise ValueError(f"initial_c must be at most {largest_c:g}; got {initial_c}")
+
+
+def check_untargeted(loss: Any) -> None:
+    """Refuse a targeted loss where the wanted classes are an argument of their own."""
+    inner = loss
+    while isinstance(inner, losses.targeted | losses.penalized):
+        if isinstance(inner, losses.targeted):
+            raise ValueError(f"loss must not be targeted: hand the classes to target; got {loss!r}")
+        inner = inner.loss
 
 
 def pick(which: Bool[Array, ""], new: Any, old: Any) -> Any:
