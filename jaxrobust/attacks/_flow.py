@@ -192,13 +192,13 @@ def _search(
 
     def step(s: _State, t: Array) -> tuple[_State, None]:
         now = gradients.step_key(gradient, walk_key, t)
-        _, back, (flow, variation) = jax.vjp(objective, s.white, has_aux=True)
+        value, back, (flow, variation) = jax.vjp(objective, s.white, has_aux=True)
         seen = look(
             model, lambda out, _: aimed(out, label), lambda out: clear_success(aimed, out, label),
             gradient, shown(x, flow, box), now,
         )  # fmt: skip
         better = seen.success & (variation < s.variation)
-        (rough,) = back(jnp.ones_like(tau))
+        (rough,) = back(jnp.ones_like(value))
         slope = rough - smoothed(pulled(x, flow, seen.slope)) / unit  # its own transpose
         slope = jnp.where(jnp.isfinite(slope), slope, 0)
         adam, move = adam_step(s.adam, slope, learning_rate)
