@@ -22,7 +22,7 @@ from jaxrobust.attacks._lift import clear_success, lift_free
 from jaxrobust.flow import smoothed, total_variation, warp
 from jaxrobust.gradients import Gradient
 from jaxrobust.losses import Loss
-from jaxrobust.threat import UNIT_BOX, Box
+from jaxrobust.threat import UNIT_BOX, Box, check_box
 from jaxrobust.types import Images, Keys, Labels, LogitsFn
 
 
@@ -140,6 +140,7 @@ def _lifted(
     logits_fn: LogitsFn, x: Any, y: Any, key: Any, box: Box, target: Any, loss: Loss, kappa: float,
     tau: Any, num_steps: int, learning_rate: float, gradient: Gradient,
 ) -> tuple[Array, Array]:  # fmt: skip
+    check_box(box)
     checks.check_images(x, box)
     check_grid(x)
     check_untargeted(loss)

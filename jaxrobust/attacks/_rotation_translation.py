@@ -15,7 +15,7 @@ from jaxrobust.attacks._box_descent import aim, check_untargeted, pick
 from jaxrobust.attacks._flow import check_grid, shown
 from jaxrobust.attacks._lift import lift_free
 from jaxrobust.losses import Loss
-from jaxrobust.threat import UNIT_BOX, Box
+from jaxrobust.threat import UNIT_BOX, Box, check_box
 from jaxrobust.types import Images, Keys, Labels, LogitsFn
 
 
@@ -73,6 +73,7 @@ def rotation_translation(
     ...     key=jax.random.key(0), max_shift=1.0, num_angles=1, num_shifts=3)
     Array([[[0.8, 0.8, 0.2]]], dtype=float32)
     """
+    check_box(box)
     checks.check_images(x, box)
     check_grid(x)
     check_untargeted(loss)

@@ -44,12 +44,15 @@ def warp(
     channels = tuple(range(2, x.ndim))
     below, beside = jnp.expand_dims(below, channels), jnp.expand_dims(beside, channels)
 
-    def across(row: Array) -> Array:
-        start, end = x[row, left], x[row, right]
-        return start + beside * (end - start)
+    upper = _between(x[top, left], x[top, right], beside)
+    lower = _between(x[bottom, left], x[bottom, right], beside)
+    return _between(upper, lower, below)
 
-    upper, lower = across(top), across(bottom)
-    return upper + below * (lower - upper)
+
+def _between(start: Array, end: Array, share: Array) -> Array:
+    """Linear interpolation that is exact at either end: a flow of zero changes no bit."""
+    rise = end - start
+    return jnp.where(share < 0.5, start + share * rise, end - (1 - share) * rise)
 
 
 def _cell(place: Array, size: int) -> tuple[Int[Array, "..."], Array]:
