@@ -161,7 +161,11 @@ def _search(
 
     def one_run(best: _Best, restart: Array) -> tuple[_Best, None]:
         start_key, walk_key = jax.random.split(jax.random.fold_in(key, restart))
-        start = ball.project(ball.sample(x.shape[:2], start_key, x.dtype)) if random_start else none
+        start = (
+            ball.project(ball.sample((x.shape[0], x.shape[1]), start_key, x.dtype))
+            if random_start
+            else none
+        )
 
         def step(state: tuple[Array, _Best], t: Array) -> tuple[tuple[Array, _Best], None]:
             flow, best = state
