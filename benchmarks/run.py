@@ -18,6 +18,7 @@ from benchmarks import (
     _clock,
     test_attack_strength,
     test_evaluate_speed,
+    test_flow_speed,
     test_parity,
     test_pgd_speed,
     test_sdp_speed,
@@ -32,10 +33,11 @@ class Args:
     """Measure one capability against its rivals; want a quiet machine."""
 
     which: tyro.conf.Positional[
-        Literal["speed", "smoothing", "evaluate", "parity", "sdp", "attacks"]
+        Literal["speed", "smoothing", "evaluate", "parity", "sdp", "attacks", "flow"]
     ]
     """speed: PGD; smoothing: gradients averaged over noise, on 32 images; evaluate: survivors only;
-    parity: the same images as Foolbox; sdp: paper 003; attacks: strength and time of the others."""
+    parity: the same images as Foolbox; sdp: paper 003; attacks: strength and time of the others;
+    flow: stAdv."""
     checkpoints: Path | None = None
     """Folder with the runs natural and adversarial of experiments.madry_mnist."""
     network: Path | None = None
@@ -81,6 +83,8 @@ def _measure(args: Args) -> Mapping[str, Sequence[Any]]:
         return test_parity.measure(args.seed)
     if args.which == "sdp":
         return test_sdp_speed.measure(test_sdp_speed.Setting(args.network), args.rounds)
+    if args.which == "flow":
+        return test_flow_speed.measure(test_flow_speed.Setting(seed=args.seed), args.rounds)
     if args.which == "smoothing":
         smoothing = test_smoothing_speed.Setting(args.checkpoints, seed=args.seed)
         return test_smoothing_speed.measure(smoothing, args.rounds)
@@ -107,9 +111,10 @@ def _settings(args: Args) -> dict[str, Any]:
         "evaluate": ("rounds", "batch_size", "num_images", "num_steps"),
         "parity": (),
         "sdp": ("rounds",),
+        "flow": ("rounds",),
         "attacks": ("num_images", "only"),
     }
-    trained = "trained" if args.checkpoints or args.network else "fresh"
+    trained = "trained" if args.checkpoints or args.network or args.which == "flow" else "fresh"
     chosen: dict[str, Any] = {name: getattr(args, name) for name in used[args.which]}
     return chosen if args.which == "parity" else chosen | {"weights": trained}
 

@@ -16,10 +16,13 @@ from jaxrobust.attacks._compose import (
 )
 from jaxrobust.attacks._deepfool import deepfool
 from jaxrobust.attacks._fab import fab, fab_targeted
+from jaxrobust.attacks._flow import flow, flow_field
+from jaxrobust.attacks._flow_pgd import flow_pgd, flow_pgd_field
 from jaxrobust.attacks._fmn import fmn
 from jaxrobust.attacks._gradient import Trace, bim, fgsm, pgd, pgd_trace
 from jaxrobust.attacks._jsma import jsma
 from jaxrobust.attacks._minimum_norm import EveryTarget, against, every_target, is_minimum_norm
+from jaxrobust.attacks._rotation_translation import rotation_translation
 from jaxrobust.attacks._second_order import second_order
 from jaxrobust.attacks._spatial_lower_bound import SpatialLowerBound, spatial_lower_bound
 from jaxrobust.attacks._square import square
@@ -45,6 +48,10 @@ __all__ = [
     "fab_targeted",
     "fgsm",
     "first_success",
+    "flow",
+    "flow_field",
+    "flow_pgd",
+    "flow_pgd_field",
     "fmn",
     "is_minimum_norm",
     "is_transfer",
@@ -52,6 +59,7 @@ __all__ = [
     "on_alive",
     "pgd",
     "pgd_trace",
+    "rotation_translation",
     "salted",
     "second_order",
     "spatial_lower_bound",

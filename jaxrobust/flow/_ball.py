@@ -19,7 +19,7 @@ from jaxrobust.flow._roughness import (
     smoothed,
     solved,
 )
-from jaxrobust.threat import norm
+from jaxrobust.threat import UNIT_BOX, Box, norm
 
 
 @jax.tree_util.register_dataclass
@@ -35,6 +35,7 @@ class FlowBall:
         null_space: "dirichlet": what lies outside the image does not move; "zero_mean"; or the
             pixel `(row, column)` that does not move. Without a rule, moving everything costs
             nothing.
+        box: Legal pixel values, for attacks: no flow leads out of those that an image has.
 
     Raises:
         ValueError: For a number that is no radius, and a rule that is none.
@@ -50,6 +51,7 @@ class FlowBall:
 
     eps: Any  # a float or an Array, but unflattening passes placeholders
     null_space: NullSpace = dataclasses.field(default="dirichlet", metadata={"static": True})
+    box: Box = dataclasses.field(default=UNIT_BOX, metadata={"static": True})
 
     def __post_init__(self) -> None:
         check_null_space(self.null_space, ())
@@ -94,3 +96,11 @@ class FlowBall:
         white = jax.random.normal(direction_key, (*shape, 2), dtype)
         radius = jax.random.uniform(radius_key, (), dtype) ** (1.0 / white.size)
         return smoothed(self.eps * radius * white / norm(white, "l2"), self.null_space)
+
+
+def check_flow_ball(ball: Any, shape: tuple[int, ...], num_rows: int) -> None:
+    """Refuse a threat that is no ball of flows of such images, or whose radius is none."""
+    if not isinstance(ball, FlowBall):
+        raise ValueError(f"ball must be a jaxrobust.flow.FlowBall; got {type(ball).__name__}")
+    check_null_space(ball.null_space, shape[:2])
+    check_radius(ball.eps, "eps", num_rows)
