@@ -37,6 +37,7 @@ def at_eps(attack: Attack, eps: float) -> Attack:
         attack: Any attack of the common form.
         eps: Its radius from now on, in pixel units.
 
+    >>> from jaxrobust import Ball
     >>> from jaxrobust.attacks import fgsm
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> at_eps(fgsm, 0.125)(logits_fn, jnp.full((1, 2), 0.5), jnp.array([0]),
@@ -67,6 +68,7 @@ def on_alive(attack: Attack, chunk: int) -> Callable[..., Array]:
     Returns:
         `run(logits_fn, x, y, alive, *, key, ball) -> x_adv`, with the clean rows where not alive.
 
+    >>> from jaxrobust import Ball
     >>> from jaxrobust.attacks import fgsm
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> on_alive(fgsm, 1)(logits_fn, jnp.full((2, 1), 0.5), jnp.array([0, 0]),
@@ -117,9 +119,9 @@ def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
 
     Returns:
         An attack of the common form (untargeted). What a member returns is brought into ball and
-        box before it is judged (of flows: into the box), so a minimum-norm attack (`against`) may be one. Where no member
-        succeeds, the last one's attempt comes back; an example that the model gets wrong anyway
-        comes back clean.
+        box (of flows: into the box) before it is judged, so a minimum-norm attack (`against`) may
+        be one. Where no member succeeds, the last one's attempt comes back; an example that the
+        model gets wrong anyway comes back clean.
 
     Raises:
         ValueError: If there are no members, or chunk is not at least 1.
@@ -127,6 +129,7 @@ def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
     References:
         The per-example worst case over attacks: AutoAttack (Croce and Hein 2020).
 
+    >>> from jaxrobust import Ball
     >>> from jaxrobust.attacks import fgsm, pgd
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> both = first_success({"fgsm": fgsm, "pgd": pgd})
@@ -181,6 +184,7 @@ def transfer(source_logits_fn: LogitsFn, attack: Attack) -> Attack:
 
     References: Madry et al. 2018, table 1, rows A' and B (paper 001).
 
+    >>> from jaxrobust import Ball
     >>> from jaxrobust.attacks import fgsm
     >>> source = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> victim = lambda x: jnp.stack([x[:, 0], 1 - x[:, 0]], -1)

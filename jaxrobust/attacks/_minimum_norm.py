@@ -43,6 +43,7 @@ def against(attack: MinimumNorm) -> Attack:
     Args:
         attack: A minimum-norm attack, `functools.partial` for settings of its own.
 
+    >>> from jaxrobust import Ball
     >>> from jaxrobust.attacks import deepfool
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> against(deepfool)(logits_fn, jnp.full((1, 2), 0.6), jnp.array([0]), key=jax.random.key(0),

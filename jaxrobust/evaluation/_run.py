@@ -21,7 +21,7 @@ from jaxrobust.evaluation._judge import attack_program, clean_program, gradient_
 from jaxrobust.evaluation._report import AttackRecord, Report
 from jaxrobust.evaluation._store import Store
 from jaxrobust.identity import digest, fingerprint
-from jaxrobust.threat import Ball, Threat
+from jaxrobust.threat import Threat
 from jaxrobust.types import (
     Attack,
     Examples,
@@ -91,6 +91,7 @@ def evaluate(
             a certificate that speaks of another threat, and for a directory of another evaluation.
 
     >>> import jax.numpy as jnp
+    >>> from jaxrobust import Ball
     >>> from jaxrobust.attacks import fgsm
     >>> model = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> x, y = np.array([[0.8], [0.6]], np.float32), np.array([0, 0])
