@@ -291,7 +291,7 @@ def test_a_spatial_transformer_learns_where_to_look():
     @jax.jit
     def step(params, state):
         batch = jr.types.Batch(x, y, jnp.arange(4))
-        out, grads = objective.value_and_grad(params, {}, (), batch, key=None)
+        out, grads = objective.value_and_grad(params, {}, (), batch, key=jax.random.key(0))
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(params, updates), state, out.loss, grads
 
