@@ -41,7 +41,9 @@ class SpatialTransformer(nn.Module):
         for width in self.features:
             hidden = nn.relu(nn.Dense(width)(hidden))
         change = nn.Dense(6, kernel_init=nn.initializers.zeros)(hidden).reshape(-1, 2, 3)
-        return self.classifier(jax.vmap(flow.warp)(x, _affine_flow(change, x.shape[1:3])))
+        return self.classifier(
+            jax.vmap(flow.warp)(x, _affine_flow(change, (x.shape[1], x.shape[2])))
+        )
 
 
 def _affine_flow(

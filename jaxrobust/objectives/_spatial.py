@@ -82,16 +82,18 @@ def spatial_sdp(
 
 def _weighted(network: list[Layer], reach: np.ndarray, shape: tuple[int, int]) -> list[Layer]:
     """The network with the inputs of its first `Dense` counted as often as they can move."""
-    first = next((i for i, layer in enumerate(network) if isinstance(layer, Dense)), None)
-    if first is None:  # `two_layers` says what is wrong
-        return network
-    kernel, bias = network[first].kernel, network[first].bias
-    if len(kernel) % len(reach):
-        raise ValueError(
-            f"shape must be height and width of the network's {len(kernel)} inputs; got {shape}"
-        )
-    factors = jnp.asarray(np.repeat(reach, len(kernel) // len(reach)), kernel.dtype)
-    return [*network[:first], Dense(factors[:, None] * kernel, bias), *network[first + 1 :]]
+    for i, layer in enumerate(network):
+        if not isinstance(layer, Dense):
+            continue
+        inputs = len(layer.kernel)
+        if inputs % len(reach):
+            raise ValueError(
+                f"shape must be height and width of the network's {inputs} inputs; got {shape}"
+            )
+        factors = jnp.asarray(np.repeat(reach, inputs // len(reach)), layer.kernel.dtype)
+        first = Dense(factors[:, None] * layer.kernel, layer.bias)
+        return [*network[:i], first, *network[i + 1 :]]
+    return network  # `two_layers` says what is wrong
 
 
 class Pool(NamedTuple):
