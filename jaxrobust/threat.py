@@ -6,7 +6,7 @@ Every method speaks of **one example**; attacks lift it with `jax.vmap`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,43 @@ class Box(NamedTuple):
 
 UNIT_BOX = Box()
 """Pixels in [0, 1]."""
+
+
+@runtime_checkable
+class Threat(Protocol):
+    """What an attack may make of an image: a `Ball`, or a `flow.FlowBall`.
+
+    All that `evaluate`, attacks made of attacks and objectives ask of one. It is a dataclass and a
+    pytree whose only leaf is `eps`, so that `dataclasses.replace` gives another radius.
+
+    Attributes:
+        measured: Whether an image shows how far it is. Where it does not, an attack that says it
+            kept to the radius is taken at its word.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    measured: ClassVar[bool]
+
+    @property
+    def eps(self) -> Any:
+        """Radius: a number, or an array with one radius a row."""
+        ...
+
+    @property
+    def box(self) -> Box:
+        """Legal pixel values."""
+        ...
+
+    @property
+    def norm(self) -> str:
+        """What reports and certificates call it, the radius apart."""
+        ...
+
+    def judged(
+        self, x: Float[Array, "*d"], x_adv: Float[Array, "*d"]
+    ) -> tuple[Float[Array, "*d"], Float[Array, ""]]:
+        """The legal image that counts for `x_adv`, and the distance of `x_adv`, NaN if unknown."""
+        ...
 
 
 @jax.tree_util.register_dataclass
@@ -53,6 +90,7 @@ class Ball:
     norm: Literal["linf", "l2", "l1"] = dataclasses.field(metadata={"static": True})
     eps: Any  # a float or an Array, but unflattening passes placeholders
     box: Box = dataclasses.field(default=UNIT_BOX, metadata={"static": True})
+    measured: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -84,6 +122,12 @@ class Ball:
         room = jnp.where(delta > 0, high - x, x - low)
         moved = x + jnp.sign(delta) * _shrink_to_sum(jnp.abs(delta), room, self.eps)
         return jnp.clip(moved, low, high)  # for rounding
+
+    def judged(
+        self, x: Float[Array, "*d"], x_adv: Float[Array, "*d"]
+    ) -> tuple[Float[Array, "*d"], Float[Array, ""]]:
+        """`x_adv` brought into ball and box, and how far it was; see `Threat`."""
+        return self.project(x, x_adv), self.distance(x, x_adv)
 
     def sample(self, x: Float[Array, "*d"], key: Key[Array, ""]) -> Float[Array, "*d"]:
         """Draw uniformly from the ball around `x`, then clip to the box."""
@@ -128,6 +172,16 @@ def check_ball(ball: Any, num_rows: int | None = None) -> None:
     if not isinstance(ball, Ball):
         raise ValueError(f"ball must be a jaxrobust.Ball; got {type(ball).__name__}")
     check_radius(ball.eps, "eps", num_rows)
+
+
+def check_threat(threat: Any, num_rows: int | None = None) -> None:
+    """Refuse what is no threat at all, or whose radius is negative, not finite or misshapen."""
+    if not isinstance(threat, Threat):
+        raise ValueError(
+            "ball must be a threat, such as jaxrobust.Ball or jaxrobust.flow.FlowBall; got "
+            f"{type(threat).__name__}"
+        )
+    check_radius(threat.eps, "eps", num_rows)
 
 
 def check_box(box: Any) -> None:

@@ -1,6 +1,10 @@
 """The judge: what it counts, what it refuses to believe, and that nothing else moves it."""
 
+import dataclasses
 import functools
+import html
+import io
+import json
 import os
 import subprocess
 import sys
@@ -11,9 +15,11 @@ import numpy as np
 import optax
 import pytest
 from contracts import images, problem
+from rich.console import Console
 from scipy.stats import beta
 
 import jaxrobust as jr
+from jaxrobust import flow
 
 KEY = jax.random.key(11)
 PGD = functools.partial(jr.attacks.pgd, num_steps=5)
@@ -538,3 +544,180 @@ def test_a_model_without_derivative_is_a_finding():
     y = np.asarray(quantised(jnp.asarray(x))).argmax(-1)
     report = run(quantised, x, y, attacks={"flat": flat})
     assert "no gradients" in [f.name for f in report.findings]
+
+
+SMOOTH = flow.FlowBall(3.0)
+
+
+def flows(logits_fn, x, y, *, key, ball):
+    """The best of some random flows of the ball."""
+
+    def one(x, y, key, eps):
+        at = dataclasses.replace(ball, eps=eps)
+        draw = lambda key: flow.warp(x, at.sample(x.shape[:2], key, x.dtype))
+        moved = jax.vmap(draw)(jax.random.split(key, 20))
+        return moved[jnp.argmax(jax.vmap(jr.losses.margin, (0, None))(logits_fn(moved), y))]
+
+    eps = jnp.broadcast_to(jnp.asarray(ball.eps, x.dtype), len(x))
+    keys = jr.types.row_keys(key, len(x))
+    return jnp.clip(jax.vmap(one)(x, y, keys, eps), *ball.box)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(4)
+    x = rng.uniform(size=(30, 4, 5)).astype(np.float32)
+    kernel = rng.normal(size=(20, 3))
+    kernel = jnp.asarray(kernel - kernel.mean(0), jnp.float32)  # no class by brightness
+    logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, kernel)
+    y = np.asarray(logits_fn(x)).argmax(-1).astype(np.int32)
+    y[::9] = (y[::9] + 1) % 3
+    return logits_fn, x, y
+
+
+def claim(x, y, *, key, ball):
+    """Certifies everything."""
+    return jr.MarginBound(np.ones((len(y), 3)), ball.norm, float(ball.eps), "claim", "none")
+
+
+def test_flows_are_judged_by_class_and_their_budget_is_not(pictures, tmp_path):
+    logits_fn, x, y = pictures
+    report = run(logits_fn, x, y, attacks={"flows": flows}, ball=SMOOTH, keep_images=30)
+    assert (report.norm, report.eps, report.measured) == ("flow dirichlet", 3.0, False)
+    assert 0 < report.robust_accuracy < report.clean_accuracy < 1
+    # Images count as they came back.
+    right = np.asarray(logits_fn(report.images["adversarial"])).argmax(-1) == y
+    correct = report.examples["clean_correct"]
+    np.testing.assert_array_equal(right & correct, report.examples["robust"])
+    broken = correct & ~report.examples["robust"]
+    distance = report.examples["distance"]
+    assert np.isnan(distance[broken]).all()
+    assert (distance[~correct] == 0).all()
+    assert np.isinf(distance[report.examples["robust"]]).all()
+    moved = report.images["adversarial"] - x
+    np.testing.assert_allclose(
+        report.examples["l2/flows"][broken],
+        np.linalg.norm(moved.reshape(30, -1), axis=1)[broken], rtol=1e-5,
+    )  # fmt: skip
+    assert report.attacks["flows"].median["l2"] > 0
+    (finding,) = report.findings
+    assert finding.name == "budget not re-checked"
+    assert finding.value == broken.sum()
+    with pytest.raises(ValueError, match="evaluate at each radius"):
+        report.accuracy_at(0.1)
+    # Wherever a report is read, it says so.
+    page = html.unescape(jr.report.save(report, tmp_path).read_text())
+    assert "kept to flow dirichlet 3 was not re-checked" in page
+    assert "kept to this budget was not re-checked" in page
+    assert "A threat that moves pixels" in page
+    found = jr.report.load(tmp_path)
+    console = Console(width=10_000, file=io.StringIO())
+    jr.report.print_tables(found, console)
+    assert "Finding: budget not re-checked" in console.file.getvalue()
+    again = found.entries[0].reports["flow dirichlet 3"]
+    assert again.summary() == report.summary()
+    assert not json.loads((tmp_path / "report.json").read_text())["entries"][0]["reports"][0][
+        "summary"
+    ]["measured"]
+    summary = report.summary()
+    del summary["measured"]  # as older ones were saved
+    assert jr.Report.restored(summary, report.arrays()).measured
+
+
+def test_images_of_flows_outside_the_box_are_not_believed(pictures):
+    logits_fn, x, y = pictures
+
+    def far(logits_fn, x, y, *, key, ball):
+        return x.at[:, 0].set(3.0).at[0].set(jnp.nan)
+
+    report = run(logits_fn, x, y, attacks={"far": far}, ball=SMOOTH, keep_images=30, batch_size=8)
+    assert {f.name for f in report.findings} == {
+        "outside the ball: far", "attack failed: far", "budget not re-checked",
+    }  # fmt: skip
+    assert report.images["adversarial"].max() <= 1
+    assert not report.examples["success/far"][[0, 8, 16, 24]].any()
+
+
+def test_certificates_speak_of_the_flow_ball(pictures):
+    logits_fn, x, y = pictures
+    options = {"attacks": {"flows": flows}, "ball": SMOOTH}
+    report = run(logits_fn, x, y, **options, certificates={"claim": claim})
+    names = [f.name for f in report.findings]
+    assert names == ["budget not re-checked", "certified and broken: claim"]
+    assert report.findings[1].value == 30 - round(30 * report.robust_accuracy)
+    alone = run(logits_fn, x, y, **options | {"attacks": {}}, certificates={"claim": claim})
+    assert [f.name for f in alone.findings] == ["certified and broken: claim"]
+
+    def other(x, y, *, key, ball):
+        return dataclasses.replace(claim(x, y, key=key, ball=ball), norm="flow zero_mean")
+
+    with pytest.raises(ValueError, match=r"must speak of flow dirichlet 3"):
+        run(logits_fn, x, y, **options, certificates={"other": other})
+
+    def nearer(x, y, *, key, ball):
+        return dataclasses.replace(claim(x, y, key=key, ball=ball), eps=0.5)
+
+    with pytest.raises(ValueError, match=r"is for flow dirichlet 0.5"):
+        run(logits_fn, x, y, **options, certificates={"nearer": nearer})
+
+
+def test_an_attack_that_keeps_to_no_budget_contradicts_no_certificate(pictures):
+    logits_fn, x, y = pictures
+    search = functools.partial(jr.attacks.carlini_wagner_l2, num_steps=50, initial_c=10.0)
+    attacks = {"searched": jr.attacks.against(search)}
+    y = np.asarray(logits_fn(x)).argmax(-1).astype(np.int32)
+    options = {"ball": SMOOTH, "certificates": {"claim": claim}}
+    report = run(logits_fn, x, y, attacks=attacks, **options)
+    assert report.robust_accuracy < 0.5
+    names = [f.name for f in report.findings]
+    assert names == ["no budget kept: searched", "budget not re-checked"]
+    measured = run(logits_fn, x, y, attacks=attacks, ball=jr.Ball("l2", 5.0))
+    assert measured.findings == []
+
+
+def test_attacks_made_of_attacks_take_flow_balls(pictures):
+    logits_fn, x, y = pictures
+    still = lambda logits_fn, x, y, *, key, ball: x
+    attacks = {
+        "flows": flows,
+        "both": jr.attacks.first_success({"still": still, "flows": flows}, chunk=3),
+        "transfer": jr.attacks.transfer(logits_fn, flows),
+        "pinned": jr.attacks.at_eps(flows, 0.0),
+    }
+    report = run(logits_fn, x, y, attacks=attacks, ball=SMOOTH, survivors_only=False)
+    under = report.accuracy_under
+    assert max(under["flows"], under["both"], under["transfer"]) < report.clean_accuracy
+    assert under["pinned"] == report.clean_accuracy
+    # A radius for each row.
+    radii = np.where(np.arange(30) % 2, 3.0, 0.0).astype(np.float32)
+    each = run(logits_fn, x, y, attacks={"flows": flows}, ball=flow.FlowBall(radii))
+    broken = each.examples["clean_correct"] & ~each.examples["robust"]
+    assert broken[1::2].any()
+    assert not broken[::2].any()
+    np.testing.assert_array_equal(
+        each.examples["robust"][1::2], ~report.examples["success/flows"][1::2]
+    )
+
+
+def test_an_evaluation_of_flows_goes_on_where_it_was(pictures, tmp_path):
+    logits_fn, x, y = pictures
+    options = {"attacks": {"flows": flows}, "ball": SMOOTH, "directory": tmp_path, "batch_size": 2}
+    whole = run(logits_fn, x, y, **options)
+    for file in sorted(tmp_path.glob("*.npz"))[::2]:
+        file.unlink()
+    again = run(logits_fn, x, y, **options)
+    for name, array in whole.arrays().items():
+        np.testing.assert_array_equal(array, again.arrays()[name], err_msg=name)
+    for other in (flow.FlowBall(3.0, "zero_mean"), flow.FlowBall(0.5)):
+        with pytest.raises(ValueError, match="another evaluation"):
+            run(logits_fn, x, y, **options | {"ball": other})
+
+
+@pytest.mark.usefixtures("untyped")
+def test_a_threat_that_is_none_is_refused(pictures):
+    logits_fn, x, y = pictures
+    for wrong in (None, 0.5, SMOOTH.project):
+        with pytest.raises(ValueError, match="ball must be a threat"):
+            run(logits_fn, x, y, attacks={"flows": flows}, ball=wrong)
+    with pytest.raises(ValueError, match=r"attack 'pgd': ball must be a jaxrobust.Ball"):
+        run(logits_fn, x, y, attacks={"pgd": PGD}, ball=SMOOTH)

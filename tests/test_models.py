@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from scipy.ndimage import affine_transform
 
 import jaxrobust as jr
+from jaxrobust.models._spatial_transformer import _affine_flow
 
 
 @pytest.mark.parametrize(
@@ -248,3 +250,66 @@ def test_carlini_wagner_cnn_trains_against_an_attack():
         key=jax.random.key(2), num_epochs=1, batch_size=4, model_state=state,
     )  # fmt: skip
     assert not np.array_equal(done.model_state["dropout"]["key"], state["dropout"]["key"])
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (5, 4, 3), (1, 6, 1), (6, 1), (1, 1)])
+def test_a_spatial_transformer_starts_as_its_classifier(shape):
+    x = jax.random.uniform(jax.random.key(0), (3, *shape))
+    model = jr.models.spatial_transformer(jr.models.mlp((8,)))
+    variables = model.init(jax.random.key(1), x)
+    params = variables["params"]
+    sizes = [params[f"Dense_{i}"]["kernel"].shape for i in range(3)]
+    assert sizes == [(x[0].size, 100), (100, 100), (100, 6)]
+    alone = model.classifier.apply({"params": params["classifier"]}, x)
+    np.testing.assert_array_equal(model.apply(variables, x), alone)
+
+
+def test_a_spatial_transformer_moves_images_as_scipy_does():
+    """Maps between coordinates from -1 to 1, put into pixels by hand."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(5, 6, 9)).astype(np.float32)
+    change = rng.normal(size=(5, 2, 3)).astype(np.float32) * 0.3
+    found = jax.vmap(jr.flow.warp)(jnp.asarray(x), _affine_flow(jnp.asarray(change), (6, 9)))
+    half = np.array([5, 8]) / 2
+    for image, one, moved in zip(x, change, found, strict=True):
+        affine = np.eye(2, 3) + one
+        matrix = half[:, None] * affine[:, :2] / half
+        offset = half + half * affine[:, 2] - matrix @ half
+        expected = affine_transform(image, matrix, offset, order=1, mode="nearest")
+        np.testing.assert_allclose(moved, expected, atol=2e-5)
+
+
+def test_a_spatial_transformer_learns_where_to_look():
+    """Gradients reach every layer, and rows do not influence one another."""
+    x = jax.random.uniform(jax.random.key(0), (4, 7, 5, 2))
+    y = jnp.array([0, 1, 2, 0])
+    model = jr.models.spatial_transformer(jr.models.mlp((6,), num_classes=3), (10, 10))
+    params = model.init(jax.random.key(1), x)["params"]
+    objective = jr.objectives.hinge(jr.objectives.from_module(model.apply))
+    optimizer = optax.adam(0.01)
+
+    @jax.jit
+    def step(params, state):
+        batch = jr.types.Batch(x, y, jnp.arange(4))
+        out, grads = objective.value_and_grad(params, {}, (), batch, key=jax.random.key(0))
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state, out.loss, grads
+
+    state = optimizer.init(params)
+    *_, first, grads = step(params, state)
+    assert jnp.abs(grads["Dense_2"]["kernel"]).max() > 0  # the others, once it has moved
+    for _ in range(60):
+        params, state, loss, grads = step(params, state)
+    assert loss < 0.5 * first
+    assert jnp.abs(params["Dense_2"]["bias"]).max() > 0.01
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
+    logits = model.apply({"params": params}, x)
+    slopes = jax.jacobian(lambda x: model.apply({"params": params}, x))(x)
+    for i, j in itertools.product(range(4), range(4)):
+        assert bool((slopes[i, :, j] == 0).all()) == (i != j)
+    np.testing.assert_allclose(model.apply({"params": params}, x[:1]), logits[:1], rtol=1e-5)
+
+
+def test_flat_images_cannot_be_moved():
+    with pytest.raises(ValueError, match="x must be images"):
+        jr.models.spatial_transformer(jr.models.mlp()).init(jax.random.key(0), jnp.ones((2, 9)))

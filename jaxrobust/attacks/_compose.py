@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jaxrobust import checks, losses
 from jaxrobust.attacks._lift import check_call, row_axis
 from jaxrobust.loops import at_most
-from jaxrobust.threat import Ball, check_ball
+from jaxrobust.threat import Threat, check_threat
 from jaxrobust.types import (
     Attack,
     Images,
@@ -37,6 +37,7 @@ def at_eps(attack: Attack, eps: float) -> Attack:
         attack: Any attack of the common form.
         eps: Its radius from now on, in pixel units.
 
+    >>> from jaxrobust import Ball
     >>> from jaxrobust.attacks import fgsm
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> at_eps(fgsm, 0.125)(logits_fn, jnp.full((1, 2), 0.5), jnp.array([0]),
@@ -48,9 +49,9 @@ def at_eps(attack: Attack, eps: float) -> Attack:
 
 
 def _pinned(
-    attack: Attack, eps: Any, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Ball
+    attack: Attack, eps: Any, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Threat
 ) -> Array:
-    check_ball(ball, len(x))
+    check_threat(ball, len(x))
     return attack(logits_fn, x, y, key=key, ball=dataclasses.replace(ball, eps=eps))
 
 
@@ -67,6 +68,7 @@ def on_alive(attack: Attack, chunk: int) -> Callable[..., Array]:
     Returns:
         `run(logits_fn, x, y, alive, *, key, ball) -> x_adv`, with the clean rows where not alive.
 
+    >>> from jaxrobust import Ball
     >>> from jaxrobust.attacks import fgsm
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> on_alive(fgsm, 1)(logits_fn, jnp.full((2, 1), 0.5), jnp.array([0, 0]),
@@ -76,7 +78,7 @@ def on_alive(attack: Attack, chunk: int) -> Callable[..., Array]:
     """
     checks.check_count(chunk, "chunk")
 
-    def run(logits_fn: LogitsFn, x: Any, y: Any, alive: Array, *, key: Any, ball: Ball) -> Array:
+    def run(logits_fn: LogitsFn, x: Any, y: Any, alive: Array, *, key: Any, ball: Threat) -> Array:
         x, y = jnp.asarray(x), jnp.asarray(y)
         num_rows = x.shape[0]
         keys = row_keys(key, num_rows)
@@ -117,9 +119,9 @@ def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
 
     Returns:
         An attack of the common form (untargeted). What a member returns is brought into ball and
-        box before it is judged, so a minimum-norm attack (`against`) may be one. Where no member
-        succeeds, the last one's attempt comes back; an example that the model gets wrong anyway
-        comes back clean.
+        box (of flows: into the box) before it is judged, so a minimum-norm attack (`against`) may
+        be one. Where no member succeeds, the last one's attempt comes back; an example that the
+        model gets wrong anyway comes back clean.
 
     Raises:
         ValueError: If there are no members, or chunk is not at least 1.
@@ -127,6 +129,7 @@ def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
     References:
         The per-example worst case over attacks: AutoAttack (Croce and Hein 2020).
 
+    >>> from jaxrobust import Ball
     >>> from jaxrobust.attacks import fgsm, pgd
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> both = first_success({"fgsm": fgsm, "pgd": pgd})
@@ -139,23 +142,23 @@ def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
     runs = {name: on_alive(attack, chunk) for name, attack in members.items()}
 
     def composed(
-        logits_fn: LogitsFn, x: Images, y: Labels, *, key: Keys, ball: Ball
+        logits_fn: LogitsFn, x: Images, y: Labels, *, key: Keys, ball: Threat
     ) -> Float[Array, "batch *dims"]:
         keys = check_call(logits_fn, x, y, key, ball)
         ball = dataclasses.replace(ball, eps=jnp.asarray(ball.eps, x.dtype))
         return jitted(as_partial(logits_fn), jnp.asarray(x), jnp.asarray(y), keys, ball)
 
     @jax.jit
-    def jitted(logits_fn: LogitsFn, x: Array, y: Array, keys: Array, ball: Ball) -> Array:
+    def jitted(logits_fn: LogitsFn, x: Array, y: Array, keys: Array, ball: Threat) -> Array:
         model = per_example(logits_fn)
 
         def fooled(images: Array, salt: str) -> Array:
             judged = jax.vmap(model)(images, salted(keys, salt))
             return jax.vmap(lambda out, y: losses.success(losses.margin, out, y))(judged, y)
 
-        def legal(ball: Ball, x: Array, x_adv: Array) -> Array:
+        def legal(ball: Threat, x: Array, x_adv: Array) -> Array:
             finite = jnp.all(jnp.isfinite(x_adv))
-            return jnp.where(finite, ball.project(x, jnp.where(finite, x_adv, x)), x)
+            return jnp.where(finite, ball.judged(x, jnp.where(finite, x_adv, x))[0], x)
 
         best = x
         alive = ~fooled(x, "clean")
@@ -181,6 +184,7 @@ def transfer(source_logits_fn: LogitsFn, attack: Attack) -> Attack:
 
     References: Madry et al. 2018, table 1, rows A' and B (paper 001).
 
+    >>> from jaxrobust import Ball
     >>> from jaxrobust.attacks import fgsm
     >>> source = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> victim = lambda x: jnp.stack([x[:, 0], 1 - x[:, 0]], -1)
@@ -192,7 +196,7 @@ def transfer(source_logits_fn: LogitsFn, attack: Attack) -> Attack:
 
 
 def _transferred(
-    source: LogitsFn, attack: Attack, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Ball
+    source: LogitsFn, attack: Attack, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Threat
 ) -> Array:
     check_call(logits_fn, x, y, key, ball)
     return attack(source, x, y, key=key, ball=ball)

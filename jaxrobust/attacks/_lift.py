@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from jaxrobust import checks, losses
 from jaxrobust.losses import Loss
-from jaxrobust.threat import Ball, Box, check_ball, check_box
+from jaxrobust.threat import Ball, Box, check_ball, check_box, check_threat
 from jaxrobust.types import (
     Images,
     Keys,
@@ -54,6 +54,7 @@ def lift(
         scalars: Traced numbers, each a scalar or one a row.
         static: Hashable arguments, part of the compiled program's identity.
     """
+    check_ball(ball, len(x) if hasattr(x, "shape") else None)
     keys = check_call(logits_fn, x, y, key, ball)
     for name, value in (scalars or {}).items():
         checks.check_radius(value, name, len(x))
@@ -131,8 +132,8 @@ def row_axis(leaf: Any) -> int | None:
 
 
 def check_call(logits_fn: LogitsFn, x: Any, y: Any, key: Any, ball: Any) -> Any:
-    """Refuse arguments of an attack within a ball that cannot be meant; returns the row keys."""
-    check_ball(ball, len(x) if hasattr(x, "shape") else None)
+    """Refuse arguments of an attack within a threat that cannot be meant; returns the row keys."""
+    check_threat(ball, len(x) if hasattr(x, "shape") else None)
     check_model(logits_fn, x, y, key, ball.box)
     return row_keys(key, len(x))
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrobust import losses
 from jaxrobust.attacks._lift import check_model
 from jaxrobust.losses import Loss
-from jaxrobust.threat import UNIT_BOX, Ball, Box, check_ball
+from jaxrobust.threat import UNIT_BOX, Box, Threat, check_threat
 from jaxrobust.types import (
     Attack,
     Images,
@@ -38,11 +38,13 @@ def against(attack: MinimumNorm) -> Attack:
     The ball gives the box and, where the attack has a choice, the norm. Its radius is not looked
     at: images come back at whatever distance they were found, which `evaluate` records, so one run
     gives accuracy against every eps. `evaluate` and `first_success` count an image only after they
-    have brought it into the ball.
+    have brought it into the ball. No image can be brought into a `flow.FlowBall`: there `evaluate`
+    says that no budget was kept.
 
     Args:
         attack: A minimum-norm attack, `functools.partial` for settings of its own.
 
+    >>> from jaxrobust import Ball
     >>> from jaxrobust.attacks import deepfool
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> against(deepfool)(logits_fn, jnp.full((1, 2), 0.6), jnp.array([0]), key=jax.random.key(0),
@@ -68,9 +70,9 @@ class _Against:
     takes_norm: bool
 
     def __call__(
-        self, attack: MinimumNorm, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Ball
+        self, attack: MinimumNorm, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Threat
     ) -> Array:
-        check_ball(ball, len(x) if hasattr(x, "shape") else None)
+        check_threat(ball, len(x) if hasattr(x, "shape") else None)
         norm = {"norm": ball.norm} if self.takes_norm else {}
         return attack(logits_fn, x, y, key=key, box=ball.box, **norm)
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks
-from jaxrobust.threat import Ball, check_ball
+from jaxrobust.threat import Threat, check_threat
 from jaxrobust.types import LogitsFn, Randomized, logits_of, per_example, row_keys
 
 
 def check(
-    logits_fn: LogitsFn, x: Any, y: Any, attacks: Any, certificates: Any, ball: Ball, key: Any,
+    logits_fn: LogitsFn, x: Any, y: Any, attacks: Any, certificates: Any, ball: Threat, key: Any,
     batch_size: int, votes: int,
 ) -> int:  # fmt: skip
     """Refuse what cannot be meant; returns the number of classes."""
@@ -37,7 +37,7 @@ def check(
         raise ValueError(
             f"data[0] must be float32 or float64, so that distances can be judged; got {x.dtype}"
         )
-    check_ball(ball, len(x))
+    check_threat(ball, len(x))
     if certificates and np.ndim(ball.eps):
         raise ValueError("eps must be a scalar where certificates are asked for; got one a row")
     for start in range(0, len(x), 1024):

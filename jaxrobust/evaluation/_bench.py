@@ -15,7 +15,7 @@ import numpy as np
 from jaxrobust.attacks import salted
 from jaxrobust.evaluation._report import CertificateRecord
 from jaxrobust.evaluation._store import Store
-from jaxrobust.threat import Ball
+from jaxrobust.threat import Threat
 from jaxrobust.types import Attack, LogitsFn, MarginBound, SmoothedRadius, as_partial
 
 
@@ -23,7 +23,7 @@ class Bench:
     """Runs stages of an evaluation batch by batch."""
 
     def __init__(
-        self, logits_fn: LogitsFn, x: Any, y: Any, ball: Ball, key: Any, size: int, store: Store,
+        self, logits_fn: LogitsFn, x: Any, y: Any, ball: Threat, key: Any, size: int, store: Store,
         progress: bool,
     ) -> None:  # fmt: skip
         self.logits_fn, self.x, self.y, self.ball, self.key = logits_fn, x, y, ball, key

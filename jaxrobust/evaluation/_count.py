@@ -12,12 +12,12 @@ from jax.extend.core import jaxprs_in_params
 
 from jaxrobust.gradients import GRADIENT
 from jaxrobust.loops import TURNS
-from jaxrobust.threat import Ball
+from jaxrobust.threat import Threat
 from jaxrobust.types import FORWARD, Attack, LogitsFn
 
 
 def count(
-    attack: Attack, logits_fn: LogitsFn, x: Any, num_classes: int, norm: str, box: Any
+    attack: Attack, logits_fn: LogitsFn, x: Any, num_classes: int, ball: Threat
 ) -> tuple[int | None, int | None]:
     """Most gradients and model evaluations that an attack spends on one example.
 
@@ -29,8 +29,7 @@ def count(
         logits_fn: The model.
         x: A batch of any images.
         num_classes: Number of logits.
-        norm: Norm of the threat.
-        box: Its box.
+        ball: The threat; its radius is not looked at.
 
     Returns:
         `(gradients, forwards)`; None where they sit in a loop without a stated bound.
@@ -38,15 +37,16 @@ def count(
     leaves, structure = jax.tree.flatten(logits_fn)
     shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     image = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    return _cached(attack, structure, shapes, image, num_classes, norm, box)
+    threat = jax.tree.structure(ball)
+    return _cached(attack, structure, shapes, image, num_classes, threat)
 
 
 @functools.lru_cache(maxsize=256)
 def _cached(
-    attack: Attack, structure: Any, shapes: Any, image: Any, num_classes: int, norm: str, box: Any
+    attack: Attack, structure: Any, shapes: Any, image: Any, num_classes: int, threat: Any
 ) -> tuple[int | None, int | None]:
     def traced(logits_fn: Any, x: Any, y: Any, key: Any, eps: Any) -> Any:
-        return attack(logits_fn, x, y, key=key, ball=Ball(norm, eps, box))  # pyright: ignore[reportArgumentType]
+        return attack(logits_fn, x, y, key=key, ball=jax.tree.unflatten(threat, [eps]))
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     label = jax.ShapeDtypeStruct((1,), "int32")

@@ -169,6 +169,35 @@ def failed(name: str, rows: np.ndarray) -> list[Finding]:
     ]
 
 
+def not_measured(threat: str, broken: np.ndarray) -> list[Finding]:
+    """The threat is one that images do not show, so the attacks' budget was not re-checked."""
+    return [
+        Finding(
+            "budget not re-checked", float(broken.sum()), 0.0, _first(broken),
+            f"An image does not show what made it, so whether the attacks kept to {threat} was not "
+            "re-checked: only that their images are finite, in the box, and misread. That these "
+            "examples count as broken within it rests on the attacks' word. At which distances "
+            "they broke is not known.",
+            "Have the attacks return their flows, and measure those (FlowBall.distance).",
+        )
+    ]  # fmt: skip
+
+
+def no_budget(name: str, newly: np.ndarray) -> list[Finding]:
+    """An attack that keeps to no radius broke examples at distances that nobody measured."""
+    if not newly.any():
+        return []
+    return [
+        Finding(
+            f"no budget kept: {name}", float(newly.sum()), 0.0, _first(newly),
+            f"{name} seeks a small change but keeps to no radius, and its images cannot be brought "
+            "into this threat. The examples it broke count as broken at whatever distance they "
+            "were; no certificate is doubted for them.",
+            "Run an attack that keeps to the budget, beside it or in its place.",
+        )
+    ]  # fmt: skip
+
+
 def smoothed_contradiction(
     name: str, certified: np.ndarray, broken: np.ndarray, alpha: float
 ) -> list[Finding]:

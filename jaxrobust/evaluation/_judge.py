@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from jaxrobust import gradients, losses
 from jaxrobust.evaluation._report import reach
-from jaxrobust.threat import Ball, norm, num_pixels_changed
+from jaxrobust.threat import Threat, norm, num_pixels_changed
 from jaxrobust.types import (
     Attack,
     LogitsFn,
@@ -51,11 +51,12 @@ class Judged(NamedTuple):
 
     success: Array  # of the image brought into ball and box
     prediction: Array
-    distance: Array  # as returned; inf where not finite
+    distance: Array  # as returned; inf where not finite, NaN where the threat cannot tell
     l0: Array  # so are these, but NaN where the image as returned is classified correctly
     l2: Array
     linf: Array
-    broken_at: Array  # smallest distance at which a wrong prediction was seen; inf where none
+    broken_at: Array  # smallest distance at which a wrong prediction was seen; inf where none,
+    # NaN where the threat cannot tell
     outside: Array  # as returned: out of the box or the ball
     not_finite: Array  # as returned
     image: Array  # brought into ball and box
@@ -112,7 +113,7 @@ def attack_program(votes: int, devices: tuple[Any, ...]) -> Callable[..., Judged
         y: Array,
         keys: Array,
         judge_keys: Array,
-        ball: Ball,
+        ball: Threat,
     ) -> Judged:
         attack, logits_fn = functions
         x_adv = attack(logits_fn, x, y, key=keys, ball=ball)
@@ -121,10 +122,9 @@ def attack_program(votes: int, devices: tuple[Any, ...]) -> Callable[..., Judged
         finite = jnp.all(jnp.isfinite(x_adv), axis=tuple(range(1, x.ndim)))
         x_adv = jnp.where(_over(finite, x), x_adv, x)
         legal = jnp.clip(x_adv, *ball.box)
-        distance = jax.vmap(lambda ball, x, z: ball.distance(x, z))(ball, x, legal)
-        image = jax.vmap(lambda ball, x, z: ball.project(x, z))(ball, x, legal)
-        within = distance <= reach(ball.eps)
-        outside = ~within | jnp.any((legal != x_adv).reshape(len(x), -1), -1)
+        judge = jax.vmap(lambda ball, x, z: ball.judged(x, z))
+        image, distance = judge(ball, x, legal)
+        outside = (distance > reach(ball.eps)) | jnp.any((legal != x_adv).reshape(len(x), -1), -1)
 
         prediction = _predict(logits_fn, votes, image, judge_keys)
         success = prediction != y
@@ -134,7 +134,7 @@ def attack_program(votes: int, devices: tuple[Any, ...]) -> Callable[..., Judged
             lambda: _predict(logits_fn, votes, legal, judge_keys) != y,
             lambda: success,
         )
-        reached = jax.vmap(lambda ball, x, z: ball.distance(x, z))(ball, x, image)
+        _, reached = judge(ball, x, image)
         broken_at = jnp.minimum(
             jnp.where(success, jnp.minimum(reached, distance), jnp.inf),
             jnp.where(as_returned, distance, jnp.inf),

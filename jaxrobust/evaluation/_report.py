@@ -110,6 +110,8 @@ class Report:
         images: Of the first rows only (`keep_images`): "clean" and "adversarial".
         smoothed_accuracy: Share whose label is certified with high probability, by name of the
             certificate. It speaks of the smoothed classifier, whose clean mistakes are its own.
+        measured: Whether images show how far they are. Where they do not (flows), the attacks'
+            budget was not re-checked, and every "distance" of a broken example is NaN.
     """
 
     norm: str
@@ -130,6 +132,7 @@ class Report:
     examples: dict[str, np.ndarray]
     images: dict[str, np.ndarray]
     smoothed_accuracy: dict[str, float] = dataclasses.field(default_factory=dict)
+    measured: bool = True
 
     def __repr__(self) -> str:
         """The accuracies; everything else is a matter of the attributes."""
@@ -154,7 +157,15 @@ class Report:
 
         Args:
             eps: Radii at which to read the curve, in pixel units.
+
+        Raises:
+            ValueError: For a threat whose distances images do not show.
         """
+        if not self.measured:
+            raise ValueError(
+                f"accuracy_at needs measured distances, and images do not show those of "
+                f"{self.norm}; evaluate at each radius instead"
+            )
         radius = reach(np.asarray(eps, np.float64)[..., None])
         standing = self.examples["clean_correct"] & (self.examples["distance"] > radius)
         return standing.mean(-1)

@@ -21,7 +21,7 @@ from jaxrobust.evaluation._judge import attack_program, clean_program, gradient_
 from jaxrobust.evaluation._report import AttackRecord, Report
 from jaxrobust.evaluation._store import Store
 from jaxrobust.identity import digest, fingerprint
-from jaxrobust.threat import Ball
+from jaxrobust.threat import Threat
 from jaxrobust.types import (
     Attack,
     Examples,
@@ -39,7 +39,7 @@ def evaluate(
     data: Examples,
     *,
     attacks: Mapping[str, Attack],
-    ball: Ball,
+    ball: Threat,
     key: Keys,
     certificates: Mapping[str, Callable[..., MarginBound | SmoothedRadius]] | None = None,
     batch_size: int = 256,
@@ -61,13 +61,17 @@ def evaluate(
     size, the number of devices or the order of the attacks (each draws from the checksum of its
     name).
 
+    A `flow.FlowBall` is a threat that no image shows: attacks and certificates are called with it,
+    their images are classified anew and checked for finiteness and box, but not for the budget; the
+    report says so, and records no distances.
+
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; as a `jax.tree_util.Partial` its weights
             stay out of the compiled program. `Randomized` models are judged with keys of their own.
         data: `(x, y)`: float images in the box and integer labels; memory-mapped arrays are read
             batch by batch. What `data.load` returns will do.
         attacks: By name, in the order in which they are run.
-        ball: The threat; `eps` a scalar or one a row.
+        ball: The threat, a `Ball` or a `flow.FlowBall`; `eps` a scalar or one a row.
         key: Typed key of the whole evaluation.
         certificates: By name, `(x, y, *, key, ball) -> MarginBound | SmoothedRadius`; see
             `certify.on_layers` and `certify.on_model`. The two kinds are reported apart.
@@ -87,6 +91,7 @@ def evaluate(
             a certificate that speaks of another threat, and for a directory of another evaluation.
 
     >>> import jax.numpy as jnp
+    >>> from jaxrobust import Ball
     >>> from jaxrobust.attacks import fgsm
     >>> model = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> x, y = np.array([[0.8], [0.6]], np.float32), np.array([0, 0])
@@ -136,7 +141,7 @@ def evaluate(
         "clean_prediction": clean["prediction"],
         "clean_correct": correct,
     }
-    standing = correct.copy()
+    standing, proof_broken = correct.copy(), ~correct
     broken_by = np.full(n, "", dtype=f"<U{max([1, *map(len, attacks)])}")
     distance = np.where(correct, np.inf, 0.0)
     kept = np.array(x[:keep_images], dtype=np.float32)
@@ -154,7 +159,7 @@ def evaluate(
         standing &= ~success
         broken_by[newly] = name
         at = _spread(n, rows, judged["broken_at"], np.inf).astype(np.float64)
-        distance = np.minimum(distance, at)
+        distance = np.where(correct, np.minimum(distance, at), 0.0)
         examples[f"ran/{name}"] = _spread(n, rows, np.ones(len(rows), bool), False)
         examples[f"success/{name}"] = success
         examples[f"prediction/{name}"] = _spread(n, rows, judged["prediction"], -1)
@@ -167,10 +172,13 @@ def evaluate(
         after[name] = float(standing.mean())
         if not survivors_only:
             under[name] = float((correct & ~success).mean())
-        cost = count(attack, logits_fn, x, num_classes, ball.norm, ball.box)
+        cost = count(attack, logits_fn, x, num_classes, ball)
         off = _spread(n, rows, judged["outside"], False)
         if not is_minimum_norm(attack):
             found += findings.outside(name, off)
+        loose = is_minimum_norm(attack) and not ball.measured
+        found += findings.no_budget(name, newly) if loose else []
+        proof_broken |= newly & (not loose)
         found += findings.failed(name, _spread(n, rows, judged["not_finite"], False))
         found += findings.broken_logits(name, newly & (examples[f"prediction/{name}"] < 0))
         blind = cost[0] == 0 or is_transfer(attack)
@@ -180,6 +188,8 @@ def evaluate(
         records[name] = AttackRecord(
             float(judged["seconds"]), len(rows), int(newly.sum()), *cost, int(off.sum()), median
         )
+    if attacks and not ball.measured:
+        found += findings.not_measured(f"{ball.norm} {eps.max():g}", correct & ~standing)
     if differentiated:
         found += _slopes(bench, devices)
     examples |= {"robust": standing, "broken_by": broken_by, "distance": distance}
@@ -190,7 +200,7 @@ def evaluate(
         examples |= columns
         if (alpha := claims[name].alpha) is None:
             proved[name] = correct & examples[f"certified/{name}"]
-            found += findings.contradiction(name, examples[f"certified/{name}"], ~standing)
+            found += findings.contradiction(name, examples[f"certified/{name}"], proof_broken)
         else:
             likely[name] = examples[f"smoothed/{name}"]
             found += findings.smoothed_contradiction(name, likely[name], correct & ~standing, alpha)
@@ -209,7 +219,7 @@ def evaluate(
         smoothed_accuracy={k: fractions[f"smoothed {k}"] for k in likely},
         intervals={k: _clopper_pearson(round(v * n), n) for k, v in fractions.items()},
         attacks=records, certificates=claims, findings=found, settings=settings,
-        environment=environment(), examples=examples, images=images,
+        environment=environment(), examples=examples, images=images, measured=ball.measured,
     )  # fmt: skip
 
 

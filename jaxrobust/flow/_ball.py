@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class FlowBall:
         null_space: "dirichlet": what lies outside the image does not move; "zero_mean"; or the
             pixel `(row, column)` that does not move. Without a rule, moving everything costs
             nothing.
-        box: Legal pixel values, for attacks: no flow leads out of those that an image has.
+        box: Legal pixel values of the images, which a flow never leaves.
 
     Raises:
         ValueError: For a number that is no radius, and a rule that is none.
@@ -52,12 +52,24 @@ class FlowBall:
     eps: Any  # a float or an Array, but unflattening passes placeholders
     null_space: NullSpace = dataclasses.field(default="dirichlet", metadata={"static": True})
     box: Box = dataclasses.field(default=UNIT_BOX, metadata={"static": True})
+    measured: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_null_space(self.null_space, ())
         # Plain numbers only: unflattening runs this with placeholders and tracers.
         if isinstance(self.eps, complex | int | float | np.number):
             check_radius(self.eps, "eps")
+
+    @property
+    def norm(self) -> str:
+        """What reports and certificates call the threat: "flow" and the rule."""
+        return f"flow {self.null_space}"
+
+    def judged(
+        self, x: Float[Array, "*d"], x_adv: Float[Array, "*d"]
+    ) -> tuple[Float[Array, "*d"], Float[Array, ""]]:
+        """`x_adv` in the box, and NaN: no image shows the flow that made it, if any did."""
+        return jnp.clip(x_adv, *self.box), jnp.full_like(x, jnp.nan, shape=())
 
     def distance(self, flow: Float[Array, "height width 2"]) -> Float[Array, ""]:
         """How much of the budget a flow takes."""

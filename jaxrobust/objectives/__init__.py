@@ -16,6 +16,7 @@ from jaxrobust.objectives._norms import frobenius_norm, spectral_norm
 from jaxrobust.objectives._pair_solvers import PairSolver, lanczos_dual, warm_mixing
 from jaxrobust.objectives._sdp import sdp_regularized, sdp_robust
 from jaxrobust.objectives._smooth_adv import smooth_adv
+from jaxrobust.objectives._spatial import flow_adversarial, spatial_sdp
 from jaxrobust.objectives._stability import stability
 from jaxrobust.objectives._standard import cross_entropy, hinge
 
@@ -25,6 +26,7 @@ __all__ = [
     "add",
     "cross_entropy",
     "distillation",
+    "flow_adversarial",
     "frobenius_norm",
     "from_loss",
     "from_module",
@@ -38,6 +40,7 @@ __all__ = [
     "sdp_regularized",
     "sdp_robust",
     "smooth_adv",
+    "spatial_sdp",
     "spectral_norm",
     "stability",
     "warm_mixing",

@@ -12,7 +12,7 @@ from jaxtyping import Array, Key, PyTree
 from jaxrobust import losses
 from jaxrobust.losses import Loss
 from jaxrobust.objectives._base import Forward, from_loss, frozen_model
-from jaxrobust.threat import Ball
+from jaxrobust.threat import Threat
 from jaxrobust.types import Attack, Batch, Objective, Out
 
 
@@ -26,7 +26,7 @@ def madry(
     forward: Forward,
     attack: Attack,
     *,
-    ball: Ball,
+    ball: Threat,
     loss: Loss = losses.cross_entropy,
     eps_schedule: Callable[[Array], Any] | None = None,
     eval_forward: Forward | None = None,
