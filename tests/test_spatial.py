@@ -1,5 +1,6 @@
 """Certificates of flows against attacks, brute force and print; Algorithms 1 and 2."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -30,6 +31,7 @@ from jaxrobust.layers import Dense, Flatten, Relu
 from jaxrobust.threat import Box
 
 SDP = ("sdp_l2", "sdp")
+PAPER = Box(-1.0, 1.0)  # of inputs that need be no images
 
 
 def ids(value):
@@ -233,7 +235,7 @@ def test_as_printed_slopes_are_the_pixels():
     slope = jax.grad(lambda r: flow.warp(x, r).sum())(jnp.full((4, 4, 2), 0.1))
     assert jnp.all(slope == 0)
     layers = linear(np.ones(16, np.float32))
-    found = spatial_lower_bound(layers, (4, 4), 1, ball=FlowBall(0.5), num_steps=0)
+    found = spatial_lower_bound(layers, (4, 4), 1, ball=FlowBall(0.5, box=PAPER), num_steps=0)
     assert found.surrogate > 0.5
     assert abs(float(found.loss)) < 0.5 * float(found.surrogate)
 
@@ -253,7 +255,7 @@ def test_as_printed_the_norms_are_no_bounds():
 
 def test_as_printed_the_semidefinite_bound_is_none():
     """Without eps: Algorithm 1, on the paper's own range of inputs, does worse; not than ours."""
-    shape, box = (3, 4), Box(-1.0, 1.0)
+    shape = (3, 4)
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(12, 1)).astype(np.float32)  # one unit, always active
     first = Dense(kernel, np.full(1, 100, np.float32))
@@ -261,13 +263,13 @@ def test_as_printed_the_semidefinite_bound_is_none():
     layers = [Flatten(), first, Relu(), Dense(last, np.zeros(2, np.float32))]
     constants = spatial_constants(layers, shape, bound="sdp")
     printed = 2 * constants.upper[0, 1] / 4  # 2 max s' diag(v) W diag(lambda) t
-    found = spatial_lower_bound(layers, shape, 0, ball=FlowBall(7.84))
+    found = spatial_lower_bound(layers, shape, 0, ball=FlowBall(7.84, box=PAPER))
     assert float(found.loss) > 1.2 * printed
     x = np.asarray(found.x)[None]
     for bound in BOUNDS:
         clean, least = (
             spatial(
-                layers, x, np.array([0], np.int32), ball=FlowBall(eps), box=box, bound=bound,
+                layers, x, np.array([0], np.int32), ball=FlowBall(eps, box=PAPER), bound=bound,
                 constants=constants if bound == "sdp" else None,
             ).margins[0, 1]
             for eps in (0.0, 7.84)
@@ -320,7 +322,7 @@ def test_changes_scale_with_the_box():
         lost = []
         for box in (Box(0.0, 1.0), Box(-1.0, 1.0), Box(0.0, 255.0)):
             near, far = (
-                spatial(layers, x, y, ball=FlowBall(e), box=box, bound=which).margins[0, 0]
+                spatial(layers, x, y, ball=FlowBall(e, box=box), bound=which).margins[0, 0]
                 for e in (0.0, 0.1)
             )
             lost.append(near - far)
@@ -419,7 +421,7 @@ def test_it_fails_closed():
         ({"ball": FlowBall(0.1, (3, 0))}, "null_space must be a pixel"),
         ({"bound": "lp"}, "bound must be one of sdp_l2, sdp, spectral, frobenius; got 'lp'"),
         ({"y": np.array([7], np.int32)}, "labels"),
-        ({"box": Box(1.0, 0.0)}, "box must be"),
+        ({"ball": FlowBall(0.1, box=Box(1.0, 0.0))}, "box must be"),
         ({"layers": [Flatten(), *net(0, 12)[1:], Relu()]}, "layers must be Dense, Relu or Sigmoid"),
         ({"constants": 3}, "constants must be what spatial_constants"),
         ({"bound": "spectral", "constants": 3}, "constants must be None for 'spectral'"),
@@ -479,7 +481,7 @@ def test_theorem_1_in_numpy(rule):
     """Fewer hidden units than pixels: the input of minimum norm at which all are 1."""
     shape, eps = (3, 4), 0.4
     layers = net(8, 12, hidden=5, classes=2)
-    found = spatial_lower_bound(layers, shape, 1, ball=FlowBall(eps, rule), num_steps=0)
+    found = spatial_lower_bound(layers, shape, 1, ball=FlowBall(eps, rule, PAPER), num_steps=0)
     w, v = np.float64(layers[1].kernel).T, np.float64(layers[3].kernel)
     x = np.linalg.pinv(w) @ np.ones(5)
     np.testing.assert_allclose(w @ x, 1)
@@ -499,7 +501,7 @@ def test_theorem_1_in_numpy(rule):
 def test_theorem_2_in_numpy():
     shape, eps = (3, 4), 0.4
     v = np.random.default_rng(9).normal(size=12).astype(np.float32)
-    found = spatial_lower_bound(linear(v), shape, 1, ball=FlowBall(eps), num_steps=0)
+    found = spatial_lower_bound(linear(v), shape, 1, ball=FlowBall(eps, box=PAPER), num_steps=0)
     x = np.linalg.eigh(np.diag(v) @ inverse(shape, "dirichlet") @ np.diag(v))[1][:, -1]
     x /= np.abs(x).max()
     got = np.asarray(found.x).ravel()
@@ -510,7 +512,7 @@ def test_theorem_2_in_numpy():
 
 @pytest.mark.parametrize(
     ("shape", "target", "box"),
-    [((3, 4), None, Box(-1.0, 1.0)), ((2, 2, 3), 2, Box(0.0, 1.0))],
+    [((3, 4), None, PAPER), ((2, 2, 3), 2, Box(0.0, 1.0))],
     ids=ids,
 )
 def test_what_algorithm_1_finds_is_so_and_not_above_the_certificate(shape, target, box):
@@ -518,9 +520,9 @@ def test_what_algorithm_1_finds_is_so_and_not_above_the_certificate(shape, targe
     y = np.array([0], np.int32)
     constants = {b: spatial_constants(layers, shape[:2], bound=b) for b in SDP}
     for eps in (0.05, 0.5, 3.0):
-        ball = FlowBall(eps)
+        ball = FlowBall(eps, box=box)
         found = spatial_lower_bound(
-            layers, shape, 0, ball=ball, target=target, image_range=box, num_midpoints=4,
+            layers, shape, 0, ball=ball, target=target, num_midpoints=4,
             num_steps=12,
         )  # fmt: skip
         assert found.x.shape == shape
@@ -540,7 +542,7 @@ def test_what_algorithm_1_finds_is_so_and_not_above_the_certificate(shape, targe
         for which in BOUNDS:
             margins, clean = (
                 spatial(
-                    layers, np.asarray(found.x)[None], y, ball=FlowBall(e), bound=which, box=box,
+                    layers, np.asarray(found.x)[None], y, ball=FlowBall(e, box=box), bound=which,
                     constants=constants.get(which),
                 ).margins[0, others]
                 for e in (eps, 0.0)
@@ -550,14 +552,16 @@ def test_what_algorithm_1_finds_is_so_and_not_above_the_certificate(shape, targe
 
 def test_algorithms_gain_on_their_start():
     for layers in (net(11, 36, hidden=20, classes=2), linear(np.float32(np.arange(36) - 17.5))):
-        found = spatial_lower_bound(layers, (6, 6), 1, ball=FlowBall(1.0))
+        found = spatial_lower_bound(layers, (6, 6), 1, ball=FlowBall(1.0, box=PAPER))
         assert found.loss > 1.5 * max(float(found.trace[0]), 0.1)
 
 
 def test_no_radius_no_loss_and_radii_are_swept():
     layers = net(12, 12)
     find = functools.partial(spatial_lower_bound, layers, (3, 4), 0, num_steps=5)
-    losses = jax.vmap(lambda eps: find(ball=FlowBall(eps)).loss)(jnp.array([0.0, 0.3, 3.0]))
+    losses = jax.vmap(lambda eps: find(ball=FlowBall(eps, box=PAPER)).loss)(
+        jnp.array([0.0, 0.3, 3.0])
+    )
     assert abs(losses[0]) < 1e-6
     assert losses[0] < losses[1] < losses[2]
 
@@ -574,7 +578,7 @@ def test_no_radius_no_loss_and_radii_are_swept():
         ({"target": 0}, "target must be another class than y"),
         ({"ball": 0.1}, "ball must be a jaxrobust.flow.FlowBall"),
         ({"ball": FlowBall(0.1, (9, 0))}, "null_space must be a pixel"),
-        ({"image_range": Box(1.0, 0.0)}, "box must be"),
+        ({"ball": FlowBall(0.1, box=Box(1.0, 0.0))}, "box must be"),
         ({"num_midpoints": 0}, "num_midpoints"),
         ({"num_steps": -1}, "num_steps"),
     ],
@@ -586,3 +590,18 @@ def test_what_the_algorithms_refuse(change, message):
         spatial_lower_bound(
             arguments.pop("layers"), arguments.pop("shape"), arguments.pop("y"), **arguments
         )
+
+
+def test_evaluate_brings_attack_and_certificate_together():
+    layers, key, ball = net(13, 12), jax.random.key(0), FlowBall(0.02)
+    logits_fn = jax.tree_util.Partial(jr.layers.apply, jax.tree.map(jnp.asarray, layers))
+    x = np.random.default_rng(0).uniform(size=(20, 3, 4)).astype(np.float32)
+    y = np.asarray(logits_fn(x)).argmax(1).astype(np.int32)
+    given = {"flow_pgd": functools.partial(jr.attacks.flow_pgd, num_steps=10)}
+    proved = {"spatial": jr.certify.on_layers(functools.partial(spatial, bound="spectral"), layers)}
+    report = jr.evaluate(logits_fn, (x, y), attacks=given, key=key, ball=ball, certificates=proved)
+    assert 0 < report.certified_accuracy["spatial"] <= report.robust_accuracy
+    assert report.certificates["spatial"].norm == "flow dirichlet"
+    wide = dataclasses.replace(ball, eps=3.0)
+    found = jr.evaluate(logits_fn, (x, y), attacks=given, key=key, ball=wide, certificates=proved)
+    assert found.certified_accuracy["spatial"] <= found.robust_accuracy < 1

@@ -18,7 +18,7 @@ from jaxrobust.flow import FlowBall
 from jaxrobust.flow._ball import check_flow_ball
 from jaxrobust.gradients import Gradient
 from jaxrobust.losses import Loss
-from jaxrobust.threat import Box, check_box
+from jaxrobust.threat import Box
 from jaxrobust.types import Images, Keys, Labels, LogitsFn
 
 
@@ -124,12 +124,11 @@ def _lifted(
 ) -> tuple[Array, Array]:  # fmt: skip
     checks.check_count(num_steps, "num_steps")
     checks.check_count(num_restarts, "num_restarts")
-    box = getattr(ball, "box", None)
-    if isinstance(ball, FlowBall):
-        check_box(box)
-        checks.check_images(x, ball.box)
-        check_grid(x)
-    check_flow_ball(ball, x.shape[1:], len(x))
+    check_flow_ball(ball)
+    checks.check_images(x, ball.box)
+    check_grid(x)
+    check_flow_ball(ball, x.shape[1:3])
+    checks.check_radius(ball.eps, "eps", len(x))
     step_size = ball.eps if step_size is None else step_size
     checks.check_radius(step_size, "step_size", len(x))
     rows = {

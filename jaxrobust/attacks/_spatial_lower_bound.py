@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -12,10 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrobust import checks
-from jaxrobust.flow import FlowBall, check_null_space, solved, warp
+from jaxrobust.flow import FlowBall, solved, warp
+from jaxrobust.flow._ball import check_flow_ball
 from jaxrobust.layers import Dense, Flatten, Layer, Relu, apply
 from jaxrobust.linalg import top_eigenpair
-from jaxrobust.threat import Box, check_box, norm
+from jaxrobust.threat import norm
 
 
 class SpatialLowerBound(NamedTuple):
@@ -45,7 +47,6 @@ def spatial_lower_bound(
     *,
     ball: FlowBall,
     target: int | None = None,
-    image_range: Box = Box(-1.0, 1.0),  # noqa: B008 (immutable)
     num_midpoints: int = 10,
     num_steps: int = 30,
 ) -> SpatialLowerBound:
@@ -69,11 +70,10 @@ def spatial_lower_bound(
         layers: `Dense, Relu, Dense`, or one `Dense`; `Flatten` may stand in front.
         shape: Of one example: `(height, width)`, or `(height, width, channels)`.
         y: Class that is to lose.
-        ball: The flows. `ball.eps` is one number; it may be traced and swept by `vmap`.
+        ball: The flows. `ball.eps` is one number; it may be traced and swept by `vmap`. `ball.box`
+            holds the inputs: the paper's is `Box(-1, 1)`, in which they need be no images.
         target: Class that is to win; None for the largest of the others at each point, so that F is
             Carlini and Wagner's margin (appendix 6.6).
-        image_range: Values of inputs: [-1, 1] as in the paper, in which no image of [0, 1] need
-            be; or `Box(0, 1)`.
         num_midpoints: Of the integral; the paper does not say how many.
         num_steps: Turns.
 
@@ -92,26 +92,25 @@ def spatial_lower_bound(
     >>> bool(found.loss > found.trace[0] - 1e-6), found.flow.shape
     (True, (1, 2, 2))
     """
-    _check(layers, shape, y, target, ball, image_range, num_midpoints, num_steps)
+    _check(layers, shape, y, target, ball, num_midpoints, num_steps)
     arrays = jax.tree.map(jnp.asarray, list(layers))
     dtype = jnp.result_type(*jax.tree.leaves(arrays))
-    ball = FlowBall(jnp.asarray(ball.eps, dtype), ball.null_space)
+    ball = dataclasses.replace(ball, eps=jnp.asarray(ball.eps, dtype))
     return _ascent(
         tuple(arrays), ball, shape=tuple(shape), y=y, target=target,
-        image_range=Box(*map(float, image_range)), num_midpoints=num_midpoints,
-        num_steps=num_steps,
+        num_midpoints=num_midpoints, num_steps=num_steps,
     )  # fmt: skip
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("shape", "y", "target", "image_range", "num_midpoints", "num_steps"),
+    static_argnames=("shape", "y", "target", "num_midpoints", "num_steps"),
 )
 def _ascent(
     layers: tuple[Layer, ...], ball: FlowBall, *, shape: tuple[int, ...], y: int,
-    target: int | None, image_range: Box, num_midpoints: int, num_steps: int,
+    target: int | None, num_midpoints: int, num_steps: int,
 ) -> SpatialLowerBound:  # fmt: skip
-    low, high = image_range
+    low, high = ball.box
 
     def margin(x: Array) -> Array:
         logits = apply(layers, x[None] if isinstance(layers[0], Flatten) else x.reshape(1, -1))[0]
@@ -196,8 +195,7 @@ def _unit(direction: Array) -> Array:
 
 
 def _check(
-    layers: Any, shape: Any, y: Any, target: Any, ball: Any, image_range: Any,
-    num_midpoints: Any, num_steps: Any,
+    layers: Any, shape: Any, y: Any, target: Any, ball: Any, num_midpoints: Any, num_steps: Any,
 ) -> None:  # fmt: skip
     names = [type(layer).__name__ for layer in layers]
     kinds = [layer for layer in layers if not isinstance(layer, Flatten)]
@@ -218,10 +216,7 @@ def _check(
             raise ValueError(f"{name} must be a class in 0..{classes - 1}; got {value!r}")
     if target == y:
         raise ValueError(f"target must be another class than y; got {target} for both")
-    if not isinstance(ball, FlowBall):
-        raise ValueError(f"ball must be a jaxrobust.flow.FlowBall; got {type(ball).__name__}")
+    check_flow_ball(ball, sizes)
     checks.check_radius(ball.eps, "eps")
-    check_null_space(ball.null_space, sizes)
-    check_box(image_range)
     checks.check_count(num_midpoints, "num_midpoints")
     checks.check_count(num_steps, "num_steps", 0)

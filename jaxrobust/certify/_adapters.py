@@ -18,7 +18,8 @@ def on_layers(bound: Callable[..., MarginBound], layers: Sequence[Layer]) -> Cal
 
     Args:
         bound: `bound(layers, x, y, *, eps, ...)`, as in this package. The ball's norm and box are
-            passed on where it has parameters of these names that no `functools.partial` fixed.
+            passed on where it has parameters of these names that no `functools.partial` fixed; or
+            the ball itself, where it has a parameter `ball`, as `spatial` does.
         layers: The network.
 
     Returns:
@@ -43,7 +44,11 @@ def on_layers(bound: Callable[..., MarginBound], layers: Sequence[Layer]) -> Cal
 
     def certificate(x: Any, y: Any, *, key: Any, ball: Any) -> MarginBound:
         del key
-        threat = {"eps": ball.eps, "norm": ball.norm, "box": ball.box}
+        threat = (
+            {"ball": ball}
+            if "ball" in takes
+            else {"eps": ball.eps, "norm": ball.norm, "box": ball.box}
+        )
         for name in fixed.keys() & threat.keys():
             _check_fixed(name, fixed[name], threat[name])
         passed = {k: v for k, v in threat.items() if k in (*takes, "eps") and k not in fixed}

@@ -22,10 +22,10 @@ from jaxrobust.certify._spatial_constants import (
     spatial_constants,
     spatial_layers,
 )
-from jaxrobust.flow import FlowBall, check_null_space
+from jaxrobust.flow import FlowBall
+from jaxrobust.flow._ball import check_flow_ball
 from jaxrobust.layers import Layer
 from jaxrobust.linalg import raised
-from jaxrobust.threat import UNIT_BOX, Box
 from jaxrobust.types import Images, Labels, MarginBound
 
 BOUNDS = ("sdp_l2", "sdp", "spectral", "frobenius")
@@ -39,7 +39,6 @@ def spatial(
     ball: FlowBall,
     bound: Literal["sdp_l2", "sdp", "spectral", "frobenius"] = "sdp_l2",
     constants: SdpConstants | None = None,
-    box: Box = UNIT_BOX,
 ) -> MarginBound:
     """Lower bounds of the margins over all images `flow.warp(x, r)`, r in the ball.
 
@@ -60,13 +59,13 @@ def spatial(
     Args:
         layers: `Dense, Relu | Sigmoid, Dense`, or one `Dense`, with `Flatten` in front; for
             "spectral" and "frobenius" any network.
-        x: `(batch, height, width)` images in the box, or `(batch, height, width, channels)`.
+        x: `(batch, height, width)` images in `ball.box`, or `(batch, height, width, channels)`.
         y: `(batch,)` true classes.
-        ball: The flows, one radius for all.
+        ball: The flows, one radius for all. The width of its box is the largest slope between two
+            pixels.
         bound: Which.
         constants: What `spatial_constants(layers, shape, null_space, bound=bound)` returned; where
             None it is solved here, and again at each call. Not for the norms.
-        box: Legal pixel values: their width is the largest slope between two pixels.
 
     Returns:
         Margins over the ball, `-inf` where nothing is proved; `norm` is "flow" and the rule; `gap`
@@ -86,14 +85,14 @@ def spatial(
     array([[   inf, 1.8611]])
     """
     checks.check_choice(bound, "bound", BOUNDS)
-    problem, limits = _read(layers, x, y, ball, box)
+    problem, limits = _read(layers, x, y, ball)
+    box = ball.box
     channels = problem.x[:1].size // limits.pixels.size if len(problem.x) else 1
     width = math.nextafter(box.high - box.low, math.inf)
     far = _changes(problem.eps, limits.pixels)
     in_l2 = raised(math.sqrt(2.0) * problem.eps * limits.norm, 4)
     in_l2 = min(in_l2, float(raised(math.sqrt(np.sum(far * far)), far.size + 4)))
     in_l2 = float(raised(in_l2 * width * math.sqrt(channels), 6))
-    norm = f"flow {ball.null_space}"
     if bound in ("spectral", "frobenius"):
         if constants is not None:
             raise ValueError(f"constants must be None for {bound!r}, which has none")
@@ -101,7 +100,7 @@ def spatial(
         found = by_norms(layers, x, y, eps=np.float64(in_l2), norm="l2")
         proof = f"all flows change the image by at most {in_l2:g} in l2; {found.proof}"
         return dataclasses.replace(
-            found, norm=norm, eps=problem.eps, method=f"spatial {bound}", proof=proof, box=box
+            found, norm=ball.norm, eps=problem.eps, method=f"spatial {bound}", proof=proof, box=box
         )
 
     shape = limits.pixels.shape
@@ -122,13 +121,12 @@ def spatial(
         "inputs (paper 002, section 4.1, corrected); each dual is made feasible by a float64 "
         f"Cholesky factorisation with its rounding added; {_common.ROUNDING}"
     )
-    return MarginBound(margins, norm, problem.eps, f"spatial {bound}", proof, box=box, gap=gap)
+    return MarginBound(margins, ball.norm, problem.eps, f"spatial {bound}", proof, box=box, gap=gap)
 
 
-def _read(layers: Any, x: Any, y: Any, ball: Any, box: Any) -> tuple[_common.Problem, Reach]:
-    if not isinstance(ball, FlowBall):
-        raise ValueError(f"ball must be a jaxrobust.flow.FlowBall; got {type(ball).__name__}")
-    problem = _common.read(layers, x, y, ball.eps, "linf", box)
+def _read(layers: Any, x: Any, y: Any, ball: Any) -> tuple[_common.Problem, Reach]:
+    check_flow_ball(ball)
+    problem = _common.read(layers, x, y, ball.eps, "linf", ball.box)
     if problem.x.ndim not in (3, 4):
         raise ValueError(
             "x must be images of shape (batch, height, width) or (batch, height, width, channels), "
@@ -136,7 +134,7 @@ def _read(layers: Any, x: Any, y: Any, ball: Any, box: Any) -> tuple[_common.Pro
             "and put Flatten() in front of the layers"
         )
     shape = problem.x.shape[1:3]
-    check_null_space(ball.null_space, shape)
+    check_flow_ball(ball, shape)
     return problem, reach(shape, ball.null_space)
 
 

@@ -19,7 +19,7 @@ from jaxrobust.flow._roughness import (
     smoothed,
     solved,
 )
-from jaxrobust.threat import UNIT_BOX, Box, norm
+from jaxrobust.threat import UNIT_BOX, Box, check_box, norm
 
 
 @jax.tree_util.register_dataclass
@@ -110,9 +110,9 @@ class FlowBall:
         return smoothed(self.eps * radius * white / norm(white, "l2"), self.null_space)
 
 
-def check_flow_ball(ball: Any, shape: tuple[int, ...], num_rows: int) -> None:
-    """Refuse a threat that is no ball of flows of such images, or whose radius is none."""
+def check_flow_ball(ball: Any, shape: tuple[int, ...] = ()) -> None:
+    """Refuse what is no ball of flows of images of this shape, or has no box; of any radius."""
     if not isinstance(ball, FlowBall):
         raise ValueError(f"ball must be a jaxrobust.flow.FlowBall; got {type(ball).__name__}")
     check_null_space(ball.null_space, shape[:2])
-    check_radius(ball.eps, "eps", num_rows)
+    check_box(ball.box)
