@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.optimize
 
 import jaxrobust as jr
 from jaxrobust import losses
@@ -44,6 +45,10 @@ def exact(kernel, x, y, norm, kappa=0.0):
 
 def l2(x, x_adv):
     return np.linalg.norm((np.asarray(x_adv) - x).reshape(len(x), -1), axis=1)
+
+
+def linf(x, x_adv):
+    return np.abs(np.asarray(x_adv) - x).reshape(len(x), -1).max(1)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +173,11 @@ def num_changed(x, x_adv):
 
 @pytest.mark.parametrize(
     ("attack", "settings", "distance", "factor"),
-    [(L2, {"num_searches": 4}, l2, 1.01), (L0, {"largest_c": 100.0}, num_changed, 1.0)],
+    [
+        (L2, {"num_searches": 4}, l2, 1.01),
+        (L0, {"largest_c": 100.0}, num_changed, 1.0),
+        (LINF, {}, linf, 1.02),
+    ],
 )
 def test_aborting_early_saves_steps_and_costs_no_distance(attack, settings, distance, factor):
     _, _, x, y = affine()
@@ -263,13 +272,42 @@ def test_places_and_their_rates():
     x = jnp.array([0.0, 0.25, 1.0, 0.5])
     box = jr.Box(-0.5, 1.0)
     for method in METHODS:
-        start = variable_of(method, x, box)
+        start = variable_of(method, x, x, box)
         np.testing.assert_allclose(place(method, start, x, box).x_adv, x, atol=1e-5)
         there = start + jnp.array([0.1, -0.3, -0.2, 0.0])
         at = place(method, there, x, box)
         for value, rate in ((0, at.x_rate), (1, at.delta_rate)):
             jacobian = jax.jacobian(lambda v: place(method, v, x, box)[value])(there)  # noqa: B023
             np.testing.assert_allclose(rate, jnp.diag(jacobian), atol=1e-6)
+
+
+def test_pixels_at_the_edge_of_the_box_keep_a_slope():
+    variable = jnp.array([-12.0, -9.5, -7.25, 0.0, 8.0, 11.0])
+    rate = place("change_of_variable", variable, jnp.zeros(6), jr.Box()).x_rate
+    np.testing.assert_allclose(rate, 0.5 / np.cosh(np.float64(variable)) ** 2, rtol=1e-5)
+
+
+def test_pixels_at_the_edge_of_the_box_come_back():
+    """Long steps drive them out there, where 1 - tanh^2 rounds to 0."""
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(40, 2)).astype(np.float32)
+    x = rng.choice([0, 0.05, 0.1, 0.9, 1], size=(6, 40)).astype(np.float32)
+    logits_fn = jax.tree_util.Partial(lambda weights, x: x @ weights, jnp.asarray(kernel))
+    y = np.asarray(logits_fn(x)).argmax(1).astype(np.int32)
+    x_adv = LINF(logits_fn, x, y, num_steps=100, learning_rate=0.3)
+    assert (np.asarray(logits_fn(x_adv)).argmax(1) != y).all()
+    slope = (kernel[:, 1] - kernel[:, 0]) * np.where(y == 0, 1, -1)[:, None]
+    exact = [least_linf(row, w) for row, w in zip(x, slope, strict=True)]
+    assert np.median(linf(x, x_adv) / exact) < 1.5
+
+
+def least_linf(x, slope):
+    """The least linf distance within [0, 1] at which `slope'x` is 0, by bisection."""
+
+    def over(eps):
+        return slope @ x + np.abs(slope) @ np.minimum(eps, np.where(slope > 0, 1 - x, x))
+
+    return scipy.optimize.brentq(over, 0, 1)
 
 
 def test_adam_is_optax_adam():

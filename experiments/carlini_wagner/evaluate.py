@@ -63,7 +63,7 @@ def record(place: Place, data: str, only: tuple[str, ...] = ()) -> None:
 def entries(data: str, sizes: Sizes) -> Iterator[Entry]:
     """All of them, the important ones first."""
     steps, searches = sizes.l2
-    l2 = {"num_steps": steps, "num_searches": searches}
+    l2 = {"num_steps": steps, "num_searches": searches, "initial_c": sizes.initial_c}
     others = {"num_steps": sizes.others}
     a = jr.attacks
     ours = {
@@ -75,8 +75,8 @@ def entries(data: str, sizes: Sizes) -> Iterator[Entry]:
     rivals = {
         "JSMA-F": (a.jsma, {"on": "softmax"}, "l0"),
         "JSMA-Z": (a.jsma, {"on": "logits"}, "l0"),
-        "FGS": (measure.smallest_radius(a.fgsm), {}, "linf"),
-        "IGS": (measure.smallest_radius(pgd), {}, "linf"),
+        "FGS": (measure.smallest_radius(a.fgsm, False), {}, "linf"),
+        "IGS": (measure.smallest_radius(pgd, True), {}, "linf"),
     }
     yield Entry("table 4 DeepFool", data, "natural", a.deepfool, {}, "l2", sizes.average, "any")
     tables = [("table 4", "natural", rivals), ("table 4", "natural", ours)]
@@ -147,8 +147,8 @@ def _measure(place: Place, entry: Entry, about: dict[str, Any]) -> dict[str, Any
         victim = logits_of(entry.data, "distilled", place)
         predicted = np.asarray(jnp.argmax(victim(found["x_adv"]), -1))
         numbers["transferred"] = {
-            "targeted": float(np.mean(predicted == target)),
-            "untargeted": float(np.mean(predicted != y)),
+            "targeted": float(np.mean((predicted == target)[found["success"]])),
+            "untargeted": float(np.mean((predicted != y)[found["success"]])),
         }
     numbers["all"] = {
         k: np.where(found["success"], found[k], -1).round(5).tolist() for k in ("l0", "l2", "linf")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import jaxrobust as jr
 CHUNK = 20
 """Rows attacked at once, and kept on disk as they are finished."""
 
-GRID = np.arange(1, 101) / 100
+GRID = np.arange(1, 512) / 512
 """Radii among which one-step and iterative gradient sign find the smallest that succeeds."""
 
 
@@ -48,6 +48,7 @@ def attacked(
         folder: Where chunks are kept.
         about: What the result depends on besides, as JSON: names the chunks' folder.
     """
+    about = [about, code()]
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(x)))
     aim = jr.losses.margin if target is None else jr.losses.targeted(jr.losses.margin)
@@ -68,6 +69,16 @@ def attacked(
             parts.append(dict(kept))
     found = {k: np.concatenate([p[k] for p in parts])[: len(x)] for k in ("x_adv", "success")}
     return found | distances(found["x_adv"], x)
+
+
+@functools.cache
+def code() -> str:
+    """A checksum of the attacks' sources: no measurement mixes chunks of two versions."""
+    root = Path(jr.__file__).parent
+    sources = [Path(__file__), *(root / part for part in ("threat.py", "loops.py"))]
+    for part in ("attacks", "gradients", "losses"):
+        sources += sorted(root.glob(f"{part}/*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
 def distances(x_adv: np.ndarray, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -115,26 +126,47 @@ def _case(distance: np.ndarray) -> dict[str, Any]:
     }
 
 
-def smallest_radius(attack: Any, radii: Sequence[float] = tuple(GRID)) -> Callable[..., Any]:
-    """A targeted attack within a ball as one of minimum norm: the first radius that succeeds."""
+def smallest_radius(attack: Any, bisect: bool) -> Callable[..., Any]:
+    """A targeted attack within a ball as one of minimum norm: the smallest of `GRID` that succeeds.
+
+    Args:
+        attack: Of the common form.
+        bisect: Whether success is taken to hold from some radius on, which one step's is not.
+    """
 
     @jax.jit
-    def run(logits_fn: Any, x: Any, y: Any, target: Any, key: Any) -> Any:
-        del y
+    def run(logits_fn: Any, x: Any, target: Any, key: Any) -> Any:
         aim = jr.losses.targeted(jr.losses.cross_entropy)
+        radii = jnp.asarray(GRID, x.dtype)
 
-        def at(best: Any, eps: Any) -> tuple[Any, None]:
-            x_adv = attack(logits_fn, x, target, key=key, ball=jr.Ball("linf", eps), loss=aim)
-            hit = jax.vmap(functools.partial(jr.losses.success, aim))(logits_fn(x_adv), target)
-            image, done = best
-            new = hit & ~done
-            mask = new.reshape(-1, *[1] * (x.ndim - 1))
-            return (jnp.where(mask, x_adv, image), done | new), None
+        def at(which: Any) -> tuple[Any, Any]:
+            ball = jr.Ball("linf", jnp.broadcast_to(radii[which], len(x)))
+            x_adv = attack(logits_fn, x, target, key=key, ball=ball, loss=aim)
+            return x_adv, jax.vmap(functools.partial(jr.losses.success, aim))(
+                logits_fn(x_adv), target
+            )
 
-        start = (x, jnp.zeros(len(x), bool))
-        return jax.lax.scan(at, start, jnp.asarray(radii, x.dtype))[0][0]
+        def keep(hit: Any, new: Any, old: Any) -> Any:
+            return jnp.where(hit.reshape(-1, *[1] * (x.ndim - 1)), new, old)
+
+        def look(state: tuple[Any, Any], which: Any) -> tuple[tuple[Any, Any], None]:
+            image, done = state
+            x_adv, hit = at(which)
+            return (keep(hit & ~done, x_adv, image), done | hit), None
+
+        def halve(state: tuple[Any, Any], step: Any) -> tuple[tuple[Any, Any], None]:
+            image, reach = state  # the least index that succeeded, or the number of radii
+            x_adv, hit = at(reach - step)
+            return (keep(hit, x_adv, image), jnp.where(hit, reach - step, reach)), None
+
+        if not bisect:
+            start = (x, jnp.zeros(len(x), bool))
+            return jax.lax.scan(look, start, jnp.arange(len(GRID)))[0][0]
+        steps = 2 ** jnp.arange(GRID.size.bit_length() - 1, -1, -1)
+        return jax.lax.scan(halve, (x, jnp.full(len(x), len(GRID))), steps)[0][0]
 
     def named(logits_fn: Any, x: Any, y: Any, *, key: Any, target: Any) -> Any:
-        return run(logits_fn, jnp.asarray(x), y, jnp.asarray(target), key)
+        del y
+        return run(logits_fn, jnp.asarray(x), jnp.asarray(target), key)
 
     return named

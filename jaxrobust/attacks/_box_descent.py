@@ -66,12 +66,14 @@ class Place(NamedTuple):
     delta_rate: Float[Array, "*d"]
 
 
-def variable_of(method: str, x: Float[Array, "*d"], box: Box) -> Float[Array, "*d"]:
-    """The variable that puts the image at x (nearly, under the change of variable)."""
-    if method != "change_of_variable":
-        return jnp.zeros_like(x)
+def variable_of(
+    method: str, image: Float[Array, "*d"], x: Float[Array, "*d"], box: Box
+) -> Float[Array, "*d"]:
+    """The variable of an image (under the change of variable, of one barely inside the box)."""
     low, high = box
-    return jnp.arctanh(INSIDE * (2 * (x - low) / (high - low) - 1))
+    if method != "change_of_variable":
+        return (image - x) / (high - low)
+    return jnp.arctanh(INSIDE * (2 * (image - low) / (high - low) - 1))
 
 
 def place(method: str, variable: Array, x: Array, box: Box) -> Place:
@@ -79,9 +81,9 @@ def place(method: str, variable: Array, x: Array, box: Box) -> Place:
     low, high = box
     width = high - low
     if method == "change_of_variable":
-        bent = jnp.tanh(variable)
-        x_adv = jnp.clip(low + width * (0.5 + 0.5 * bent), low, high)
-        rate = 0.5 * (1 - bent**2)
+        x_adv = jnp.clip(low + width * (0.5 + 0.5 * jnp.tanh(variable)), low, high)
+        # Half of 1 - tanh^2, which would round to 0 where a pixel has come close to the edge.
+        rate = 2 * jax.nn.sigmoid(2 * variable) * jax.nn.sigmoid(-2 * variable)
         return Place(x_adv, (x_adv - x) / width, width * rate, rate)
     moved = x + width * variable
     # Clipped: no slope outside. On the edge itself there is one, or such pixels would never move.

@@ -143,7 +143,7 @@ def _search(
     number = jnp.zeros_like(x, shape=())
     count = jnp.zeros_like(x, shape=(), dtype=jnp.int32)
     never = number + jnp.finfo(x.dtype).max
-    begin = variable_of(method, x, box)
+    begin = variable_of(method, x, x, box)
 
     def reached(outputs: Any) -> Array:
         return clear_success(aimed, outputs, label)

@@ -176,7 +176,8 @@ def _search(
         slope = mask * (2 * at.delta * at.delta_rate - s.c * at.x_rate * seen.slope)
         adam, move = adam_step(s.adam, slope, learning_rate)
         free = freeze(s.free, (x_adv - x) / width, width * seen.slope)
-        fewer = _State(s.variable, adam_start(x), count, never, s.c, free, x_adv)
+        from_here = variable_of(method, at.x_adv, x, box)
+        fewer = _State(from_here, adam_start(x), count, never, s.c, free, x_adv)
         objective = jnp.sum((mask * at.delta) ** 2) - s.c * seen.loss
         looked = s.step % period == 0
         spent = s.step + 1 == num_steps
@@ -192,7 +193,7 @@ def _search(
     aimless = losses.success(aimed, model(x, key), label)  # nothing to do
     free = jnp.zeros_like(x, shape=(num_pixels,), dtype=bool) | ~aimless
     start = _State(
-        variable_of(method, x, box), adam_start(x), count, never, 0 * never + initial_c, free, x
+        variable_of(method, x, x, box), adam_start(x), count, never, 0 * never + initial_c, free, x
     )  # fmt: skip
     doublings = math.ceil(math.log2(largest_c / initial_c)) + 1
     found = at_most(

@@ -16,6 +16,7 @@ from jaxrobust.attacks._box_descent import (
     adam_start,
     adam_step,
     check_descent,
+    is_stuck,
     look,
     pick,
     place,
@@ -44,6 +45,7 @@ class _State(NamedTuple):
     variable: Float[Array, "*d"]
     adam: Adam
     step: Int[Array, ""]  # at the present c
+    previous: Float[Array, ""]  # the objective when progress was last looked at
     c: Float[Array, ""]
     tau: Float[Array, ""]  # the limit, in widths of the box
     best: Float[Array, "*d"]
@@ -65,6 +67,7 @@ def carlini_wagner_linf(
     initial_c: float = 1e-5,
     largest_c: float = 20.0,
     kappa: float = 0.0,
+    abort_early: bool = True,
     gradient: Gradient = gradients.exact,
 ) -> Float[Array, "batch *dims"]:
     """Carlini and Wagner's linf attack: Adam on `sum (|delta| - tau)^+ - c * loss`.
@@ -96,6 +99,9 @@ def carlini_wagner_linf(
         initial_c: First c.
         largest_c: Where c stops to double.
         kappa: Confidence: by how much the wanted logit must exceed all others.
+        abort_early: Double c too when the objective has not fallen by 1 part in 10 000 over a tenth
+            of the steps, as the l2 attack does; not so in the authors' code, where most steps go
+            into values of c that lead nowhere.
         gradient: Gradient estimator.
 
     Returns:
@@ -118,19 +124,21 @@ def carlini_wagner_linf(
         _search, logits_fn, x, y, key=key, box=box, target=target,
         loss=losses.confident(loss, kappa), method=method, num_steps=num_steps,
         learning_rate=float(learning_rate), initial_c=float(initial_c),
-        largest_c=float(largest_c), gradient=gradient,
+        largest_c=float(largest_c), abort_early=bool(abort_early), gradient=gradient,
     )  # fmt: skip
 
 
 def _search(
     model: Callable[..., Any], x: Array, y: Array, key: Array, *, target: Any = None, box: Box,
     loss: Loss, method: str, num_steps: int, learning_rate: float, initial_c: float,
-    largest_c: float, gradient: Gradient,
+    largest_c: float, abort_early: bool, gradient: Gradient,
 ) -> Array:  # fmt: skip
     aimed, label = aim(loss, target), y if target is None else target
     width = box[1] - box[0]
     number = jnp.zeros_like(x, shape=())
     count = jnp.zeros_like(x, shape=(), dtype=jnp.int32)
+    period = -(-num_steps // 10)
+    never = number + jnp.finfo(x.dtype).max
 
     def reached(outputs: Any) -> Array:
         return clear_success(aimed, outputs, label)
@@ -149,17 +157,25 @@ def _search(
         nearest = jnp.where(better, distance, s.distance)
         within = seen.success & (jnp.sum(excess) <= SLACK * s.c)
         tau = SHRINK * jnp.minimum(s.tau, nearest)
-        tighter = _State(s.variable, adam_start(x), count, s.c, tau, best, nearest)
+        tighter = _State(
+            variable_of(method, at.x_adv, x, box), adam_start(x), count, never, s.c, tau, best,
+            nearest,
+        )  # fmt: skip
+        objective = jnp.sum(excess) - s.c * seen.loss
+        looked = s.step % period == 0
         spent = s.step + 1 == num_steps
+        if abort_early:
+            spent |= looked & is_stuck(objective, s.previous)
+        previous = jnp.where(spent, never, jnp.where(looked, objective, s.previous))
         onwards = _State(
             settle(method, s.variable - move, x, box), adam, jnp.where(spent, 0, s.step + 1),
-            jnp.where(spent, 2 * s.c, s.c), s.tau, best, nearest,
+            previous, jnp.where(spent, 2 * s.c, s.c), s.tau, best, nearest,
         )  # fmt: skip
         return pick(within, tighter, onwards)
 
     aimless = losses.success(aimed, model(x, key), label)  # nothing to do
     start = _State(
-        variable_of(method, x, box), adam_start(x), count, number + initial_c,
+        variable_of(method, x, x, box), adam_start(x), count, never, number + initial_c,
         jnp.where(aimless, 0.0, number + 1), x, number + jnp.inf,
     )  # fmt: skip
     doublings = math.ceil(math.log2(largest_c / initial_c)) + 1
