@@ -1,0 +1,57 @@
+"""The README's tables, from the recorded numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiments import records
+from experiments.spatial.config import SIX, TAU, UPPER
+from experiments.spatial.evaluate import BOUNDS, PRINTED
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """Markdown tables by their names in the README."""
+    found = {name: content["found"] for name, content in records.read(folder).items()}
+    return {"attacks": _attacks(found), "bounds": _bounds(found)}
+
+
+def _attacks(found: dict[str, Any]) -> str:
+    rows = []
+    for name in SIX:
+        cells = [name, *[""] * 5]
+        if f"clean {name}" in found:
+            cells[1] = f"{100 * found[f'clean {name}']['accuracy']:.2f}"
+        if f"stadv {name}" in found:
+            of = found[f"stadv {name}"]
+            at = of["tau"].index(TAU)
+            cells[2] = f"{100 * of['success'][at]:.1f}"
+            cells[3] = f"{of['variation'][at]:.3g} ({of['median variation'][at]:.2g})"
+        if f"within {name}" in found:
+            of = found[f"within {name}"]
+            cells[4] = f"{100 - 100 * of['loss'][of['eps'].index(0.5)]:.1f}"
+        if f"rotations {name}" in found:
+            cells[5] = f"{100 * found[f'rotations {name}']['accuracy']:.1f}"
+        rows.append(cells)
+    head = ["", "clean, %", f"stAdv success at tau {TAU}, %", "its mean (median) variation",
+            "accuracy within eps 0.5, %", "under rotations and translations, %"]  # fmt: skip
+    return records.table(head, rows)
+
+
+def _bounds(found: dict[str, Any]) -> str:
+    rows = []
+    for name in UPPER:
+        of = found.get(f"upper {name}")
+        shown = [*BOUNDS, *(f"{bound}, as printed" for bound in PRINTED)]
+        cells = [""] * (len(BOUNDS) + len(shown))
+        if of:
+            cells = [f"{of[f'{bound} per eps']:.3g}" for bound in BOUNDS]
+            cells += [_proved(of, bound) for bound in shown]
+        rows.append([name, *cells])
+    head = ["", *(f"{b}, per eps" for b in BOUNDS), *(f"{b} at 0.01, %" for b in BOUNDS),
+            *(f"{b} as printed, %" for b in PRINTED)]  # fmt: skip
+    return records.table(head, rows)
+
+
+def _proved(of: dict[str, Any], bound: str) -> str:
+    return f"{100 - 100 * of['loss'][bound][of['eps'].index(0.01)]:.1f}"
