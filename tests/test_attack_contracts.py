@@ -220,6 +220,8 @@ def test_one_trace_for_each_shape(name, norm):
         ({"x": np.full((8, 6), 200.0, np.float32)}, "0-255"),
         ({"x": np.full((8, 6), -0.5, np.float32)}, "box"),
         ({"x": np.zeros((8, 6), np.uint8)}, "floating point"),
+        ({"x": np.zeros((8, 6), np.float16)}, "x must be float32 or float64, .* got float16"),
+        ({"x": jnp.zeros((8, 6), jnp.bfloat16)}, "x must be float32 or float64"),
         ({"x": np.zeros((0, 6), np.float32)}, "empty"),
         ({"y": np.full(8, 3, np.int32)}, "labels in 0..2"),
         ({"y": np.full(8, -1, np.int32)}, "labels"),

@@ -207,6 +207,15 @@ def test_wrong_targets_and_boxes_are_refused(name, change, message):
         MINIMUM_NORM[name](logits_fn, x, y, key=KEY, **change)
 
 
+@by_name(TARGETED)
+def test_the_true_class_is_no_target(name):
+    logits_fn, _, _, x, y = affine()
+    target = ((y + 1) % 4).astype(np.int32)
+    target[[2, 5]] = y[[2, 5]]
+    with pytest.raises(ValueError, match=r"target must differ from y.* rows 2, 5 "):
+        MINIMUM_NORM[name](logits_fn, x, y, key=KEY, target=target)
+
+
 @attacks
 @pytest.mark.parametrize("classes", [2, 3, 1000])
 def test_any_number_of_classes_of_any_callable(name, classes):
