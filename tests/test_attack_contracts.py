@@ -72,19 +72,40 @@ def test_same_key_same_bits_and_another_key_is_heard(name, norm):
     assert np.array_equal(first, other) is (name in DETERMINISTIC)
 
 
+EXACTLY = {
+    "apgd": (20 + 1, 2 * (20 + 1)),  # a gradient and a forward at each point
+    "fab": (20 * 3, 20 * 2 + 6),  # a gradient a class; ends and steps of the final search
+    "fmn": (30, 2 * 30),
+    "pgd": (20, 20),
+    "square": (0, 300),
+}
+"""Gradients and forwards of attacks that nothing stops, by hand."""
+
+
 @attacks
 def test_the_model_is_asked_no_more_often_than_counted(name, norm):
     logits_fn, _, x, y = problem(2, batch=1)
-    calls = []
+    forwards, gradients = [], []
 
+    @jax.custom_vjp
     def counting(x):
-        jax.debug.callback(lambda _: calls.append(None), x[0, 0])
+        jax.debug.callback(lambda _: forwards.append(None), x[0, 0])
         return logits_fn(x)
 
-    jax.block_until_ready(COMMON[name](counting, x, y, key=KEY, ball=jr.Ball(norm, 0.05)))
+    def backward(x, slope):
+        jax.debug.callback(lambda _: gradients.append(None), slope[0, 0])
+        return jax.vjp(logits_fn, x)[1](slope)
+
+    counting.defvjp(lambda x: (counting(x), x), backward)
+    ball = jr.Ball(norm, 0.01)  # too small for square to end early
+    jax.block_until_ready(COMMON[name](counting, x, y, key=KEY, ball=ball))
     jax.effects_barrier()
-    _, forwards = count(COMMON[name], logits_fn, x, 3, norm, jr.Box())
-    assert 0 < len(calls) <= forwards
+    spent, counted = (len(gradients), len(forwards)), count(COMMON[name], logits_fn, x, 3, ball)
+    assert 0 < spent[1] <= counted[1]
+    draws = 3 if name == "second_order" else 1  # all of which are one gradient there
+    assert spent[0] <= draws * counted[0]
+    if name in EXACTLY:
+        assert spent == counted == EXACTLY[name]
 
 
 @attacks
