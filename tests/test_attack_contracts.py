@@ -12,6 +12,7 @@ from contracts import (
     COMMON,
     DETERMINISTIC,
     EPS,
+    MADE_OF_ATTACKS,
     attack_cases,
     images,
     problem,
@@ -74,7 +75,7 @@ def test_same_key_same_bits_and_another_key_is_heard(name, norm):
 
 EXACTLY = {
     "apgd": (20 + 1, 2 * (20 + 1)),  # a gradient and a forward at each point
-    "fab": (20 * 3, 20 * 2 + 6),  # a gradient a class; ends and steps of the final search
+    "fab": (2 * 20 * 3, 2 * 20 * 2 + 6),  # a gradient a class; ends and steps of the final search
     "fmn": (30, 2 * 30),
     "pgd": (20, 20),
     "square": (0, 300),
@@ -123,6 +124,32 @@ def test_a_row_depends_on_neither_neighbours_nor_place(name, norm):
     others[2] = x[2]
     alone = np.asarray(attack(logits_fn, others, y, key=keys, ball=ball))
     np.testing.assert_array_equal(alone[2], base[2])
+
+
+@pytest.mark.parametrize("name", MADE_OF_ATTACKS)
+def test_rows_of_attacks_made_of_attacks_are_their_own(name):
+    """Under jit, and bitwise at equal shapes."""
+    attack = MADE_OF_ATTACKS[name]
+    logits_fn, _, x, y = problem(3, batch=6)
+    keys = jax.random.split(KEY, len(x))
+
+    @jax.jit
+    def run(x, y, keys):
+        return attack(logits_fn, x, y, key=keys, ball=jr.Ball("linf", 0.1))
+
+    base = np.asarray(run(x, y, keys))
+    assert np.isfinite(base).all()
+    assert base.min() >= 0
+    assert base.max() <= 1
+    changed = (base != x).any(1)
+    assert changed.any()
+    if name != "every_target":
+        assert np.abs(base - x).max() <= 0.1 * (1 + 1e-5)
+    order = np.random.default_rng(0).permutation(len(x))
+    np.testing.assert_array_equal(run(x[order], y[order], keys[order]), base[order])
+    others = images(99, len(x))
+    others[2] = x[2]
+    np.testing.assert_array_equal(np.asarray(run(others, y, keys))[2], base[2])
 
 
 @attacks
@@ -299,11 +326,29 @@ def test_wrong_counts_and_steps_are_refused():
     [
         (jr.attacks.jsma, 20),
         (functools.partial(jr.attacks.apgd_targeted, ball=jr.Ball("linf", 8 / 255)), 20),
+        (jr.attacks.boundary, 12),
+        (jr.attacks.carlini_wagner_l0, 15),
+        (jr.attacks.carlini_wagner_linf, 15),
+        (jr.attacks.fab, 10 * 3),
         (jr.attacks.fab_targeted, 30),
+        (jr.attacks.fmn, 7),
+        (functools.partial(jr.attacks.square, ball=jr.Ball("linf", 8 / 255)), 10),
         (functools.partial(jr.attacks.deepfool, num_candidates=10), 10 * 20),
         (jr.attacks.every_target(jr.attacks.carlini_wagner_l2), 9 * 20),
     ],
-    ids=["jsma", "apgd_targeted", "fab_targeted", "deepfool", "carlini_wagner, nine targets"],
+    ids=[
+        "jsma",
+        "apgd_targeted",
+        "boundary",
+        "carlini_wagner_l0",
+        "carlini_wagner_linf",
+        "fab",
+        "fab_targeted",
+        "fmn",
+        "square",
+        "deepfool",
+        "carlini_wagner, nine targets",
+    ],
 )
 def test_memory_at_the_size_of_cifar10(attack, arrays):
     """As stated: a few arrays of batch x dims (x candidates, x targets); far below 4 GiB."""
