@@ -282,6 +282,7 @@ def test_one_trace_for_each_shape(name, norm):
         ({"key": jax.random.key(0, impl="rbg")}, "threefry"),
         ({"key": jax.random.split(jax.random.key(0), 3)}, "one for each"),
         ({"ball": "linf"}, "Ball"),
+        ({"ball": jr.Ball("linf", 8)}, "eps must be in the units of x.* got 8: .* Divide by 255"),
         ({"logits_fn": lambda x: x.sum(-1)}, "logits_fn must return"),
     ],
 )  # fmt: skip

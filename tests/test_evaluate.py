@@ -512,6 +512,7 @@ def test_memory_mapped_data_and_save(case, tmp_path):
         ({"key": jax.random.split(KEY, 50)}, "single key"),
         ({"batch_size": 0}, "batch_size"),
         ({"ball": jr.Ball("linf", np.array(-1.0))}, "eps"),
+        ({"ball": jr.Ball("linf", 8.0)}, "eps must be in the units of x"),
         ({"logits_fn": lambda x: x.sum(-1)}, "logits_fn must return"),
         ({"attacks": {"odd": lambda f, x, y, *, key, ball: x[:, :2]}}, "attack 'odd': must return"),
     ],

@@ -33,8 +33,10 @@ def autoattack(
 ) -> Float[Array, "batch *dims"]:
     """AutoAttack: the worst case of each example over `autoattack_members`, as one attack.
 
-    Each member faces survivors only, in chunks of equal length. To see what each of them does,
-    give `evaluate` the members instead.
+    Each member faces survivors only, in chunks of equal length. For what each of them does, and to
+    be warned where Square breaks what gradients did not (gradient masking), give `evaluate` the
+    members instead: `attacks=autoattack_members(version, norm)`. Of this one attack it only sees
+    the outcome.
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
