@@ -332,7 +332,7 @@ def test_adam_is_optax_adam():
         (L2, {"initial_c": 1e11}, "initial_c must be at most 1e\\+10"),
         (L0, {"initial_c": 4.0, "largest_c": 2.0}, "initial_c must be at most 2"),
         (LINF, {"kappa": -1.0}, "kappa must be finite"),
-        (LINF, {"kappa": 1.0, "loss": losses.margin}, "kappa above 0 needs"),
+        (LINF, {"loss": losses.margin}, "loss must be one of losses.f1 to f7"),
         (L2, {"loss": losses.targeted(losses.f6)}, "loss must not be targeted"),
     ],
 )  # fmt: skip

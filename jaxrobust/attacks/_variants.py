@@ -23,6 +23,7 @@ def at_eps(attack: Attack, eps: float) -> Attack:
         attack: Any attack of the common form.
         eps: Its radius from now on, in pixel units.
 
+    >>> import jax, jax.numpy as jnp
     >>> from jaxrobust import Ball
     >>> from jaxrobust.attacks import fgsm
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
@@ -52,6 +53,7 @@ def transfer(source_logits_fn: LogitsFn, attack: Attack) -> Attack:
 
     References: Madry et al. 2018, table 1, rows A' and B (paper 001).
 
+    >>> import jax, jax.numpy as jnp
     >>> from jaxrobust import Ball
     >>> from jaxrobust.attacks import fgsm
     >>> source = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
