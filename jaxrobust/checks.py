@@ -53,6 +53,15 @@ def check_images(x: Any, box: tuple[float, float], name: str = "x") -> None:
         )
 
 
+def check_precision(x: Any, name: str = "x") -> None:
+    """Refuse images of floats too coarse for searches and distances."""
+    if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype not in (np.float32, np.float64):
+        raise ValueError(
+            f"{name} must be float32 or float64, so that distances can be judged; got {x.dtype} "
+            "(a model of less precision may cast its input itself)"
+        )
+
+
 def check_labels(y: Any, num_rows: int, num_classes: int | None = None, name: str = "y") -> None:
     """Refuse labels that are not one integer class a row, in range where that is known."""
     if not hasattr(y, "dtype") or not hasattr(y, "shape"):
@@ -74,6 +83,18 @@ def check_labels(y: Any, num_rows: int, num_classes: int | None = None, name: st
     if low < 0 or (num_classes is not None and high >= num_classes):
         accepted = "at least 0" if num_classes is None else f"in 0..{num_classes - 1}"
         raise ValueError(f"{name} must hold labels {accepted}; got labels from {low} to {high}")
+
+
+def check_target(target: Any, y: Any, num_classes: int) -> None:
+    """Refuse wanted classes that are no labels, or the true ones, which leave nothing to seek."""
+    check_labels(target, len(y), num_classes, "target")
+    if isinstance(target, jax.core.Tracer) or isinstance(y, jax.core.Tracer):
+        return
+    same = np.flatnonzero(np.asarray(target) == np.asarray(y))
+    if same.size:
+        raise ValueError(
+            f"target must differ from y, the true labels; in rows {_rows(same)} they are the same"
+        )
 
 
 def check_radius(value: Any, name: str, num_rows: int | None = None) -> None:

@@ -171,7 +171,7 @@ def check_ball(ball: Any, num_rows: int | None = None) -> None:
     """Refuse a threat that is no ball, or whose radius is negative, not finite or misshapen."""
     if not isinstance(ball, Ball):
         raise ValueError(f"ball must be a jaxrobust.Ball; got {type(ball).__name__}")
-    check_radius(ball.eps, "eps", num_rows)
+    check_threat(ball, num_rows)
 
 
 def check_threat(threat: Any, num_rows: int | None = None) -> None:
@@ -182,6 +182,13 @@ def check_threat(threat: Any, num_rows: int | None = None) -> None:
             f"{type(threat).__name__}"
         )
     check_radius(threat.eps, "eps", num_rows)
+    low, high = threat.box
+    plain = isinstance(threat.eps, int | float | np.number)
+    if threat.norm == "linf" and plain and threat.eps > 2 * (high - low):
+        raise ValueError(
+            f"eps must be in the units of x, whose box is [{low:g}, {high:g}], and in linf at most "
+            f"twice its width; got {threat.eps:g}: was it meant for 0-255 images? Divide by 255"
+        )
 
 
 def check_box(box: Any) -> None:

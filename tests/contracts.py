@@ -53,8 +53,8 @@ MINIMUM_NORM = {
     "carlini_wagner_linf": functools.partial(
         jr.attacks.carlini_wagner_linf, num_steps=60, learning_rate=0.02, initial_c=0.1
     ),
-    "deepfool": functools.partial(jr.attacks.deepfool, overshoot=0.015),
-    "fab": functools.partial(jr.attacks.fab, num_steps=20),
+    "deepfool": jr.attacks.deepfool,
+    "fab": functools.partial(jr.attacks.fab, num_steps=20, num_restarts=2),
     "fab_targeted": functools.partial(jr.attacks.fab_targeted, num_steps=20, num_targets=3),
     "fmn": functools.partial(jr.attacks.fmn, num_steps=30),
     "jsma": functools.partial(jr.attacks.jsma, on="softmax", theta=-1.0),
@@ -63,6 +63,27 @@ MINIMUM_NORM = {
 
 TARGETED = [k for k, f in MINIMUM_NORM.items() if "target" in inspect.signature(f).parameters]
 """Those of them that can be given a class to reach."""
+
+SOURCE = jax.tree_util.Partial(
+    jnp.matmul, b=jnp.asarray(np.random.default_rng(5).normal(size=(6, 3)), jnp.float32)
+)
+"""Another model of the problems below."""
+
+
+def nearest_target(logits_fn, x, y, *, key, ball):
+    """The nearest result of an attack towards every class, in the common form."""
+    found = jr.attacks.every_target(MINIMUM_NORM["fmn"])(logits_fn, x, y, key=key, box=ball.box)
+    length = jnp.linalg.norm((found.x_adv - x[:, None]).reshape(*found.success.shape, -1), axis=-1)
+    nearest = jnp.argmin(jnp.where(found.success, length, jnp.inf), 1)
+    return jax.vmap(lambda images, i: images[i])(found.x_adv, nearest)
+
+
+MADE_OF_ATTACKS = {
+    "autoattack": functools.partial(jr.attacks.autoattack, version="rand", chunk=3),
+    "every_target": nearest_target,
+    "transfer": jr.attacks.transfer(SOURCE, FEW),
+}
+"""Attacks whose parts are listed above: what they add is tested, not all that they hold."""
 
 COMMON = ATTACKS | {name: jr.attacks.against(attack) for name, attack in MINIMUM_NORM.items()}
 """Every attack, in the common form."""
@@ -78,7 +99,7 @@ SPEAKS_OF = {
 }
 """Norms of an attack that does not know them all; none where it speaks of pixels."""
 
-DETERMINISTIC = {"fgsm", "bim"} | {k for k in MINIMUM_NORM if k != "boundary"}
+DETERMINISTIC = {"fgsm", "bim"} | (MINIMUM_NORM.keys() - {"boundary", "fab"})
 """Attacks that draw nothing."""
 
 CERTIFICATES = {

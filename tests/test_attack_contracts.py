@@ -12,6 +12,7 @@ from contracts import (
     COMMON,
     DETERMINISTIC,
     EPS,
+    MADE_OF_ATTACKS,
     attack_cases,
     images,
     problem,
@@ -72,19 +73,40 @@ def test_same_key_same_bits_and_another_key_is_heard(name, norm):
     assert np.array_equal(first, other) is (name in DETERMINISTIC)
 
 
+EXACTLY = {
+    "apgd": (20 + 1, 2 * (20 + 1)),  # a gradient and a forward at each point
+    "fab": (2 * 20 * 3, 2 * 20 * 2 + 6),  # a gradient a class; ends and steps of the final search
+    "fmn": (30, 2 * 30),
+    "pgd": (20, 20),
+    "square": (0, 300),
+}
+"""Gradients and forwards of attacks that nothing stops, by hand."""
+
+
 @attacks
 def test_the_model_is_asked_no_more_often_than_counted(name, norm):
     logits_fn, _, x, y = problem(2, batch=1)
-    calls = []
+    forwards, gradients = [], []
 
+    @jax.custom_vjp
     def counting(x):
-        jax.debug.callback(lambda _: calls.append(None), x[0, 0])
+        jax.debug.callback(lambda _: forwards.append(None), x[0, 0])
         return logits_fn(x)
 
-    jax.block_until_ready(COMMON[name](counting, x, y, key=KEY, ball=jr.Ball(norm, 0.05)))
+    def backward(x, slope):
+        jax.debug.callback(lambda _: gradients.append(None), slope[0, 0])
+        return jax.vjp(logits_fn, x)[1](slope)
+
+    counting.defvjp(lambda x: (counting(x), x), backward)
+    ball = jr.Ball(norm, 0.01)  # too small for square to end early
+    jax.block_until_ready(COMMON[name](counting, x, y, key=KEY, ball=ball))
     jax.effects_barrier()
-    _, forwards = count(COMMON[name], logits_fn, x, 3, norm, jr.Box())
-    assert 0 < len(calls) <= forwards
+    spent, counted = (len(gradients), len(forwards)), count(COMMON[name], logits_fn, x, 3, ball)
+    assert 0 < spent[1] <= counted[1]
+    draws = 3 if name == "second_order" else 1  # all of which are one gradient there
+    assert spent[0] <= draws * counted[0]
+    if name in EXACTLY:
+        assert spent == counted == EXACTLY[name]
 
 
 @attacks
@@ -102,6 +124,32 @@ def test_a_row_depends_on_neither_neighbours_nor_place(name, norm):
     others[2] = x[2]
     alone = np.asarray(attack(logits_fn, others, y, key=keys, ball=ball))
     np.testing.assert_array_equal(alone[2], base[2])
+
+
+@pytest.mark.parametrize("name", MADE_OF_ATTACKS)
+def test_rows_of_attacks_made_of_attacks_are_their_own(name):
+    """Under jit, and bitwise at equal shapes."""
+    attack = MADE_OF_ATTACKS[name]
+    logits_fn, _, x, y = problem(3, batch=6)
+    keys = jax.random.split(KEY, len(x))
+
+    @jax.jit
+    def run(x, y, keys):
+        return attack(logits_fn, x, y, key=keys, ball=jr.Ball("linf", 0.1))
+
+    base = np.asarray(run(x, y, keys))
+    assert np.isfinite(base).all()
+    assert base.min() >= 0
+    assert base.max() <= 1
+    changed = (base != x).any(1)
+    assert changed.any()
+    if name != "every_target":
+        assert np.abs(base - x).max() <= 0.1 * (1 + 1e-5)
+    order = np.random.default_rng(0).permutation(len(x))
+    np.testing.assert_array_equal(run(x[order], y[order], keys[order]), base[order])
+    others = images(99, len(x))
+    others[2] = x[2]
+    np.testing.assert_array_equal(np.asarray(run(others, y, keys))[2], base[2])
 
 
 @attacks
@@ -220,6 +268,8 @@ def test_one_trace_for_each_shape(name, norm):
         ({"x": np.full((8, 6), 200.0, np.float32)}, "0-255"),
         ({"x": np.full((8, 6), -0.5, np.float32)}, "box"),
         ({"x": np.zeros((8, 6), np.uint8)}, "floating point"),
+        ({"x": np.zeros((8, 6), np.float16)}, "x must be float32 or float64, .* got float16"),
+        ({"x": jnp.zeros((8, 6), jnp.bfloat16)}, "x must be float32 or float64"),
         ({"x": np.zeros((0, 6), np.float32)}, "empty"),
         ({"y": np.full(8, 3, np.int32)}, "labels in 0..2"),
         ({"y": np.full(8, -1, np.int32)}, "labels"),
@@ -232,6 +282,7 @@ def test_one_trace_for_each_shape(name, norm):
         ({"key": jax.random.key(0, impl="rbg")}, "threefry"),
         ({"key": jax.random.split(jax.random.key(0), 3)}, "one for each"),
         ({"ball": "linf"}, "Ball"),
+        ({"ball": jr.Ball("linf", 8)}, "eps must be in the units of x.* got 8: .* Divide by 255"),
         ({"logits_fn": lambda x: x.sum(-1)}, "logits_fn must return"),
     ],
 )  # fmt: skip
@@ -276,11 +327,29 @@ def test_wrong_counts_and_steps_are_refused():
     [
         (jr.attacks.jsma, 20),
         (functools.partial(jr.attacks.apgd_targeted, ball=jr.Ball("linf", 8 / 255)), 20),
+        (jr.attacks.boundary, 12),
+        (jr.attacks.carlini_wagner_l0, 15),
+        (jr.attacks.carlini_wagner_linf, 15),
+        (jr.attacks.fab, 10 * 3),
         (jr.attacks.fab_targeted, 30),
+        (jr.attacks.fmn, 7),
+        (functools.partial(jr.attacks.square, ball=jr.Ball("linf", 8 / 255)), 10),
         (functools.partial(jr.attacks.deepfool, num_candidates=10), 10 * 20),
         (jr.attacks.every_target(jr.attacks.carlini_wagner_l2), 9 * 20),
     ],
-    ids=["jsma", "apgd_targeted", "fab_targeted", "deepfool", "carlini_wagner, nine targets"],
+    ids=[
+        "jsma",
+        "apgd_targeted",
+        "boundary",
+        "carlini_wagner_l0",
+        "carlini_wagner_linf",
+        "fab",
+        "fab_targeted",
+        "fmn",
+        "square",
+        "deepfool",
+        "carlini_wagner, nine targets",
+    ],
 )
 def test_memory_at_the_size_of_cifar10(attack, arrays):
     """As stated: a few arrays of batch x dims (x candidates, x targets); far below 4 GiB."""

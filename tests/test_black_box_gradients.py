@@ -164,3 +164,16 @@ def test_bpda_takes_weights_and_functions_of_the_host():
 def test_bpda_refuses_another_shape():
     with pytest.raises(ValueError, match=r"backward must return .* \(3,\); got \(\)"):
         gradients.bpda(lambda x: x, jnp.sum)(jnp.ones(3))
+
+
+@pytest.mark.usefixtures("untyped")
+def test_bpda_is_no_gradient_of_an_attack():
+    def model(x):
+        return jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
+
+    x, y = jnp.full((1, 2), 0.6), jnp.array([0])
+    for gradient in (gradients.bpda, gradients.bpda(jnp.round)):
+        with pytest.raises(ValueError, match="must be put into the model"):
+            jr.attacks.pgd(
+                model, x, y, key=jax.random.key(0), ball=jr.Ball("linf", 0.1), gradient=gradient
+            )

@@ -199,10 +199,10 @@ def test_wrong_rows_cost_nothing():
 def test_what_is_counted():
     logits_fn, _, x, _ = affine()
     against = functools.partial(jr.attacks.carlini_wagner_l2, num_steps=7, num_searches=3)
-    spent = count(jr.attacks.against(against), logits_fn, x, 3, "l2", jr.threat.UNIT_BOX)
+    spent = count(jr.attacks.against(against), logits_fn, x, 3, jr.Ball("l2", 0.1))
     assert spent == (21, 22)  # one forward finds the images that are wrong already
     noisy = functools.partial(against, gradient=jr.gradients.smoothed(0.1, 2))
-    _, forwards = count(jr.attacks.against(noisy), logits_fn, x, 3, "l2", jr.threat.UNIT_BOX)
+    _, forwards = count(jr.attacks.against(noisy), logits_fn, x, 3, jr.Ball("l2", 0.1))
     assert forwards == 1 + 21 * 3
 
 
@@ -332,7 +332,7 @@ def test_adam_is_optax_adam():
         (L2, {"initial_c": 1e11}, "initial_c must be at most 1e\\+10"),
         (L0, {"initial_c": 4.0, "largest_c": 2.0}, "initial_c must be at most 2"),
         (LINF, {"kappa": -1.0}, "kappa must be finite"),
-        (LINF, {"kappa": 1.0, "loss": losses.margin}, "kappa above 0 needs"),
+        (LINF, {"loss": losses.margin}, "loss must be one of losses.f1 to f7"),
         (L2, {"loss": losses.targeted(losses.f6)}, "loss must not be targeted"),
     ],
 )  # fmt: skip

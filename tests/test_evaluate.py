@@ -169,6 +169,51 @@ def test_minimum_norm_attacks_give_the_curve_and_their_distances():
     assert report.attacks["deepfool"].median["linf"] == pytest.approx(linf[1])
 
 
+def test_the_curve_of_a_minimum_norm_attack_is_the_same_behind_others(case):
+    logits_fn, _, x, y = case
+    free = jr.attacks.against(jr.attacks.deepfool)
+    radii = np.array([0.0, 0.03, 0.06, 0.1, 0.15, 0.3])
+    alone = run(logits_fn, x, y, attacks={"deepfool": free})
+    behind = run(logits_fn, x, y, attacks={"pgd": PGD, "deepfool": free}, keep_images=50)
+    assert len(set(alone.accuracy_at(radii))) > 3
+    assert (behind.accuracy_at(radii) <= alone.accuracy_at(radii)).all()
+    np.testing.assert_array_equal(behind.examples["ran/deepfool"], alone.examples["clean_correct"])
+    assert behind.attacks["deepfool"].rows == behind.examples["clean_correct"].sum()
+    # It takes no credit for what was broken before, nor its picture.
+    broken = behind.examples["broken_by"] == "pgd"
+    assert behind.attacks["pgd"].successes == broken.sum()
+    assert behind.attacks["deepfool"].successes == (
+        (behind.examples["broken_by"] == "deepfool").sum()
+    )
+    only = run(logits_fn, x, y, attacks={"pgd": PGD}, keep_images=50)
+    for kept in ("adversarial", "clean"):
+        np.testing.assert_array_equal(behind.images[kept][broken], only.images[kept][broken])
+    members = {"pgd": PGD, "last": jr.attacks.against(jr.attacks.deepfool, survivors_only=True)}
+    last = run(logits_fn, x, y, attacks=members)
+    assert last.attacks["last"].rows == only.examples["robust"].sum()
+    assert last.robust_accuracy == behind.robust_accuracy
+
+
+def test_minimum_norm_attacks_inside_others_may_leave_the_ball(case):
+    logits_fn, _, x, y = case
+    free = jr.attacks.against(jr.attacks.deepfool)
+    attacks = {
+        "transfer": jr.attacks.transfer(logits_fn, free),
+        "pinned": jr.attacks.at_eps(free, 0.01),
+        "partial": functools.partial(free),
+        "all": functools.partial(jr.attacks.at_eps(jr.attacks.transfer(logits_fn, free), 0.01)),
+    }
+    report = run(logits_fn, x, y, attacks=attacks, ball=jr.Ball("linf", 0.02))
+    assert report.findings == []
+    for name, attack in attacks.items():
+        assert jr.attacks.is_minimum_norm(attack)
+        assert jr.attacks.is_transfer(attack) is (name in ("transfer", "all"))
+        assert report.attacks[name].outside > 0
+        assert report.attacks[name].rows == report.examples["clean_correct"].sum()
+    for attack in (PGD, jr.attacks.at_eps(PGD, 0.1), jr.attacks.first_success({"free": free})):
+        assert not jr.attacks.is_minimum_norm(attack)
+
+
 def test_curve_over_eps_from_recorded_distances(case):
     logits_fn, _, x, y = case
     radii = (0.02, 0.05, 0.1, 0.15)
@@ -456,6 +501,8 @@ def test_memory_mapped_data_and_save(case, tmp_path):
         ({"y": np.zeros((50, 3), np.int32)}, "one-hot"),
         ({"y": np.zeros(49, np.int32)}, "one label for each"),
         ({"attacks": {}}, "attacks must be"),
+        ({"attacks": {"cw": jr.attacks.carlini_wagner_l2}}, "attack 'cw' must .* attacks.against"),
+        ({"attacks": {"odd": 3}}, "attack 'odd' must be a function"),
         ({"x": np.zeros((50, 6), np.float16)}, "float32 or float64"),
         ({"certificates": [jr.certify.lp]}, "certificates must be a dictionary"),
         ({"certificates": {"lp": jr.certify.lp}}, "certificate 'lp' must be .*on_layers"),
@@ -465,6 +512,7 @@ def test_memory_mapped_data_and_save(case, tmp_path):
         ({"key": jax.random.split(KEY, 50)}, "single key"),
         ({"batch_size": 0}, "batch_size"),
         ({"ball": jr.Ball("linf", np.array(-1.0))}, "eps"),
+        ({"ball": jr.Ball("linf", 8.0)}, "eps must be in the units of x"),
         ({"logits_fn": lambda x: x.sum(-1)}, "logits_fn must return"),
         ({"attacks": {"odd": lambda f, x, y, *, key, ball: x[:, :2]}}, "attack 'odd': must return"),
     ],

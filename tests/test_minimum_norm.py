@@ -46,6 +46,25 @@ def test_against_hands_on_the_box_and_the_norm_and_ignores_the_radius():
     np.testing.assert_array_equal(x_adv, alone)
 
 
+@pytest.mark.usefixtures("untyped")
+def test_wrong_kinds_of_attack_and_loss_are_refused():
+    logits_fn, _, x, y = problem(1, batch=4)
+    for inside in (jr.attacks.pgd, functools.partial(jr.attacks.pgd, num_steps=3), "pgd"):
+        with pytest.raises(ValueError, match=r"takes box= \(an attack within a ball"):
+            jr.attacks.against(inside)
+    for aimless in (jr.attacks.deepfool, jr.attacks.fab_targeted):
+        with pytest.raises(ValueError, match="takes target="):
+            jr.attacks.every_target(aimless)
+    far = lambda outputs, y: jnp.zeros(())
+    wrong = (jr.losses.cross_entropy, jr.losses.penalized(jr.losses.margin, far))
+    for loss in (*wrong, jr.losses.targeted(jr.losses.f6)):
+        for attack in ("l0", "l2", "linf"):
+            with pytest.raises(ValueError, match="loss must"):
+                getattr(jr.attacks, f"carlini_wagner_{attack}")(logits_fn, x, y, key=KEY, loss=loss)
+    with pytest.raises(ValueError, match="step_size must be positive; got 0"):
+        FMN(logits_fn, x, y, key=KEY, step_size=0)
+
+
 def test_first_success_counts_an_image_only_within_the_ball():
     logits_fn, _, x, y = problem(2, batch=8)
     free = jr.attacks.against(jr.attacks.deepfool)

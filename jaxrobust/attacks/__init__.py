@@ -6,14 +6,7 @@ from jaxrobust.attacks._boundary import boundary
 from jaxrobust.attacks._carlini_wagner import carlini_wagner_l2
 from jaxrobust.attacks._carlini_wagner_l0 import carlini_wagner_l0
 from jaxrobust.attacks._carlini_wagner_linf import carlini_wagner_linf
-from jaxrobust.attacks._compose import (
-    at_eps,
-    first_success,
-    is_transfer,
-    on_alive,
-    salted,
-    transfer,
-)
+from jaxrobust.attacks._compose import first_success, on_alive, salted
 from jaxrobust.attacks._deepfool import deepfool
 from jaxrobust.attacks._fab import fab, fab_targeted
 from jaxrobust.attacks._flow import flow, flow_field
@@ -21,11 +14,18 @@ from jaxrobust.attacks._flow_pgd import flow_pgd, flow_pgd_field
 from jaxrobust.attacks._fmn import fmn
 from jaxrobust.attacks._gradient import Trace, bim, fgsm, pgd, pgd_trace
 from jaxrobust.attacks._jsma import jsma
-from jaxrobust.attacks._minimum_norm import EveryTarget, against, every_target, is_minimum_norm
+from jaxrobust.attacks._minimum_norm import (
+    EveryTarget,
+    against,
+    every_target,
+    faces_all,
+    is_minimum_norm,
+)
 from jaxrobust.attacks._rotation_translation import rotation_translation
 from jaxrobust.attacks._second_order import second_order
 from jaxrobust.attacks._spatial_lower_bound import SpatialLowerBound, spatial_lower_bound
 from jaxrobust.attacks._square import square
+from jaxrobust.attacks._variants import at_eps, is_transfer, transfer
 
 __all__ = [
     "EveryTarget",
@@ -46,6 +46,7 @@ __all__ = [
     "every_target",
     "fab",
     "fab_targeted",
+    "faces_all",
     "fgsm",
     "first_success",
     "flow",

@@ -33,8 +33,10 @@ def autoattack(
 ) -> Float[Array, "batch *dims"]:
     """AutoAttack: the worst case of each example over `autoattack_members`, as one attack.
 
-    Each member faces survivors only, in chunks of equal length. To see what each of them does,
-    give `evaluate` the members instead.
+    Each member faces survivors only, in chunks of equal length. For what each of them does, and to
+    be warned where Square breaks what gradients did not (gradient masking), give `evaluate` the
+    members instead: `attacks=autoattack_members(version, norm)`. Of this one attack it only sees
+    the outcome.
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
@@ -116,7 +118,8 @@ def _members(version: str, norm: str) -> dict[str, Attack]:
     targeted = functools.partial(apgd_targeted, larger_eps=in_l1)
     random_search = functools.partial(square, num_queries=5000, rescale=False)
     without_gradients: dict[str, Attack] = {} if in_l1 else {"square": random_search}
-    boundary = against(fab_targeted)  # nine targets, 100 steps
+    survivors = functools.partial(against, survivors_only=True)
+    boundary = survivors(fab_targeted)  # nine targets, 100 steps
     if version == "standard":
         return {
             "apgd-ce": functools.partial(apgd, num_restarts=5 if in_l1 else 1, larger_eps=in_l1),
@@ -128,7 +131,7 @@ def _members(version: str, norm: str) -> dict[str, Attack]:
     return {
         "apgd-ce": climb,
         "apgd-dlr": functools.partial(climb, loss=losses.dlr),
-        "fab": against(functools.partial(fab, num_restarts=5)),
+        "fab": survivors(functools.partial(fab, num_restarts=5)),
         **without_gradients,
         "apgd-t": functools.partial(targeted, num_targets=9),
         "fab-t": boundary,

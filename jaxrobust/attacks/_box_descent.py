@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxrobust import checks, gradients
-from jaxrobust.attacks._minimum_norm import check_untargeted
+from jaxrobust.attacks._minimum_norm import check_balanced
 from jaxrobust.gradients import Gradient
 from jaxrobust.threat import Box
 
@@ -157,7 +157,7 @@ def check_descent(
     loss: Any, method: Any, num_steps: Any, learning_rate: Any, initial_c: Any, largest_c: Any
 ) -> None:
     """Refuse settings of a descent that cannot be meant."""
-    check_untargeted(loss)
+    check_balanced(loss)
     checks.check_choice(method, "method", METHODS)
     checks.check_count(num_steps, "num_steps")
     numbers = {"learning_rate": learning_rate, "initial_c": initial_c, "largest_c": largest_c}

@@ -95,6 +95,8 @@ def fmn(
     checks.check_choice(norm, "norm", NORMS)
     checks.check_count(num_steps, "num_steps")
     checks.check_radius(step_size, "step_size")
+    if not step_size > 0:
+        raise ValueError(f"step_size must be positive; got {step_size}")
     if not 0 < gamma < 1:
         raise ValueError(f"gamma must lie in (0, 1); got {gamma}")
     check_untargeted(loss)

@@ -97,7 +97,7 @@ def lift_free(
     check_box(box)
     num_classes = check_model(logits_fn, x, y, key, box)
     if target is not None:
-        checks.check_labels(target, len(x), num_classes, "target")
+        checks.check_target(target, y, num_classes)
     keys = row_keys(key, len(x))
     rows = (rows or {}) | ({} if target is None else {"target": jnp.asarray(target)})
     static |= {"box": Box(*box)}
@@ -141,6 +141,7 @@ def check_call(logits_fn: LogitsFn, x: Any, y: Any, key: Any, ball: Any) -> Any:
 def check_model(logits_fn: LogitsFn, x: Any, y: Any, key: Any, box: Box) -> int:
     """Refuse images, labels, key and model that cannot be meant; returns the number of classes."""
     checks.check_images(x, box)
+    checks.check_precision(x)
     num_rows = x.shape[0]
     if num_rows == 0:
         raise ValueError("x must hold at least one image; got an empty batch")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import losses
 from jaxrobust.attacks._lift import check_model
+from jaxrobust.attacks._variants import made_of
 from jaxrobust.losses import Loss
 from jaxrobust.threat import UNIT_BOX, Box, Threat, check_threat
 from jaxrobust.types import (
@@ -32,17 +33,23 @@ MinimumNorm = Callable[..., Array]
 """`attack(logits_fn, x, y, *, key, box, target, ...) -> x_adv`, the clean image where it fails."""
 
 
-def against(attack: MinimumNorm) -> Attack:
+def against(attack: MinimumNorm, *, survivors_only: bool = False) -> Attack:
     """Put a minimum-norm attack into the common form, which names a ball.
 
     The ball gives the box and, where the attack has a choice, the norm. Its radius is not looked
-    at: images come back at whatever distance they were found, which `evaluate` records, so one run
-    gives accuracy against every eps. `evaluate` and `first_success` count an image only after they
-    have brought it into the ball. No image can be brought into a `flow.FlowBall`: there `evaluate`
-    says that no budget was kept.
+    at: images come back at whatever distance they were found, which `evaluate` records. There it
+    runs on every image that the model gets right, also on those that attacks before it broke, so
+    one run gives accuracy against every eps (`Report.accuracy_at`). `evaluate` and `first_success`
+    count an image only after they have brought it into the ball. No image can be brought into a
+    `flow.FlowBall`: there `evaluate` says that no budget was kept.
 
     Args:
         attack: A minimum-norm attack, `functools.partial` for settings of its own.
+        survivors_only: True leaves images that attacks before it broke alone there, as other
+            attacks do: cheaper, but below the ball's radius its distances then are no curve.
+
+    Raises:
+        ValueError: For what is no minimum-norm attack: its signature has no `box`.
 
     >>> from jaxrobust import Ball
     >>> from jaxrobust.attacks import deepfool
@@ -51,16 +58,30 @@ def against(attack: MinimumNorm) -> Attack:
     ...     ball=Ball("linf", 0.25)).round(2)
     Array([[0.24, 0.24]], dtype=float32)
     """
-    return Partial(_Against("norm" in inspect.signature(attack).parameters), as_partial(attack))
+    takes = _taken(attack, "box", "an attack within a ball is in the common form already")
+    return Partial(_Against("norm" in takes, survivors_only), as_partial(attack))
 
 
 def is_minimum_norm(attack: Any) -> bool:
     """Whether an attack came from `against`, so that what it returns may lie outside the ball.
 
-    >>> is_minimum_norm(against(print)), is_minimum_norm(print)
+    Looks through `functools.partial`, `at_eps` and `transfer`.
+
+    >>> from jaxrobust.attacks import deepfool, fgsm
+    >>> is_minimum_norm(functools.partial(against(deepfool))), is_minimum_norm(fgsm)
     (True, False)
     """
-    return isinstance(attack, Partial) and isinstance(attack.func, _Against)
+    return any(isinstance(part, _Against) for part in made_of(attack))
+
+
+def faces_all(attack: Any) -> bool:
+    """Whether an attack came from `against` and wants the images that others broke, too.
+
+    >>> from jaxrobust.attacks import deepfool
+    >>> faces_all(against(deepfool)), faces_all(against(deepfool, survivors_only=True))
+    (True, False)
+    """
+    return any(isinstance(part, _Against) and not part.survivors_only for part in made_of(attack))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +89,7 @@ class _Against:
     """The common form; equal objects, so that nothing is retraced."""
 
     takes_norm: bool
+    survivors_only: bool
 
     def __call__(
         self, attack: MinimumNorm, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Threat
@@ -77,9 +99,33 @@ class _Against:
         return attack(logits_fn, x, y, key=key, box=ball.box, **norm)
 
 
+def _taken(attack: Any, needed: str, hint: str) -> Mapping[str, inspect.Parameter]:
+    """The arguments that an attack takes; refuse one that does not take the one that is needed."""
+    takes = inspect.signature(attack).parameters if callable(attack) else {}
+    if needed not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        raise ValueError(
+            f"attack must be a minimum-norm attack that takes {needed}= ({hint}); "
+            f"got {attack!r:.60}"
+        )
+    return takes
+
+
 def aim(loss: Loss, target: Any) -> Loss:
     """The loss, in its targeted form where there is a target."""
     return loss if target is None else losses.targeted(loss)
+
+
+def check_balanced(loss: Any) -> None:
+    """Refuse a loss that cannot be weighed against a distance: not 0 or more exactly on success."""
+    check_untargeted(loss)
+    inner = loss
+    while isinstance(inner, losses.penalized):
+        inner = inner.loss
+    if not isinstance(inner, losses.CarliniWagner):
+        raise ValueError(
+            "loss must be one of losses.f1 to f7, possibly inside losses.penalized: the search "
+            f"relies on a loss that is 0 or more on success only; got {loss!r}"
+        )
 
 
 def check_untargeted(loss: Any) -> None:
@@ -119,6 +165,9 @@ def every_target(attack: MinimumNorm) -> Callable[..., EveryTarget]:
         `run(logits_fn, x, y, *, key, box=UNIT_BOX) -> EveryTarget`. The search for a target draws
         from the image's key with the class folded in.
 
+    Raises:
+        ValueError: For an attack that takes no `target`.
+
     References: Carlini and Wagner 2017, sec. VI (paper 001).
 
     >>> from jaxrobust.attacks import carlini_wagner_l2
@@ -130,6 +179,7 @@ def every_target(attack: MinimumNorm) -> Callable[..., EveryTarget]:
     >>> jnp.linalg.norm(found.x_adv - x[:, None], axis=-1).round(2)  # 0.4 and 0.2 / sqrt(2)
     Array([[0.28, 0.14]], dtype=float32)
     """
+    _taken(attack, "target", "it is attacked towards every class in turn")
 
     def run(
         logits_fn: LogitsFn, x: Images, y: Labels, *, key: Keys, box: Box = UNIT_BOX

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks
@@ -25,6 +24,8 @@ def check(
             "attacks must be a dictionary of attacks by name, and hold one unless there are "
             f"certificates; got {attacks!r}"
         )
+    for name, attack in attacks.items():
+        _check_attack(name, attack)
     checks.check_count(batch_size, "batch_size")
     checks.check_count(votes, "votes")
     if votes > 1 and not isinstance(logits_fn, Randomized):
@@ -33,10 +34,7 @@ def check(
         raise ValueError(
             f"data[0] must be a non-empty batch of images; got {getattr(x, 'shape', type(x))}"
         )
-    if x.dtype not in (np.float32, np.float64) and jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"data[0] must be float32 or float64, so that distances can be judged; got {x.dtype}"
-        )
+    checks.check_precision(x, "data[0]")
     check_threat(ball, len(x))
     if certificates and np.ndim(ball.eps):
         raise ValueError("eps must be a scalar where certificates are asked for; got one a row")
@@ -51,6 +49,20 @@ def check(
     num_classes = checks.check_logits(logits_of(shape), 1)
     checks.check_labels(y, len(x), num_classes, "data[1]")
     return num_classes
+
+
+def _check_attack(name: str, attack: Any) -> None:
+    """Refuse what is no function of `(logits_fn, x, y, *, key, ball)`."""
+    takes = inspect.signature(attack).parameters if callable(attack) else {}
+    if "ball" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        return
+    hint = ""
+    if "box" in takes:
+        hint = "; a minimum-norm attack, which takes a box, must be wrapped in attacks.against"
+    raise ValueError(
+        f"attack {name!r} must be a function of (logits_fn, x, y, *, key, ball); "
+        f"got {attack!r:.60}{hint}"
+    )
 
 
 def check_certificates(certificates: Any) -> dict[str, Any]:

@@ -152,8 +152,9 @@ class Report:
     def accuracy_at(self, eps: float | np.ndarray) -> np.ndarray:
         """Accuracy against eps from the recorded distances: right, and not broken within eps.
 
-        An upper bound on the true curve, exact for what the attacks found. Attacks pinned at rising
-        radii (`attacks.at_eps`) or minimum-norm attacks make it informative below `self.eps`.
+        An upper bound on the true curve, exact for what the attacks found. Minimum-norm attacks
+        (`attacks.against`) or attacks pinned at rising radii (`attacks.at_eps`) make it informative
+        below `self.eps`; other attacks tell little of other radii than their own.
 
         Args:
             eps: Radii at which to read the curve, in pixel units.

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrobust import checks
 from jaxrobust._version import __version__
-from jaxrobust.attacks import is_minimum_norm, is_transfer
+from jaxrobust.attacks import faces_all, is_minimum_norm, is_transfer
 from jaxrobust.evaluation import _findings as findings
 from jaxrobust.evaluation._arguments import check, check_certificates
 from jaxrobust.evaluation._bench import Bench
@@ -54,8 +54,10 @@ def evaluate(
     Every image that an attack returns is checked for finiteness, measured, brought into ball and
     box, and classified anew; only that counts. After each attack only the examples that are still
     right go to the next, gathered into full batches of one shape, so each attack is traced once
-    and strong attacks behind weak ones cost little. Batches of attacks are spread over all devices,
-    as the votes of smoothed certificates are.
+    and strong attacks behind weak ones cost little. Only minimum-norm attacks (`attacks.against`)
+    run on all that the clean model gets right, so that `Report.accuracy_at` holds what they find
+    whatever stands before them. Batches of attacks are spread over all devices, as the votes of
+    smoothed certificates are.
 
     An example's result depends on the key and its index alone: not on its neighbours, the batch
     size, the number of devices or the order of the attacks (each draws from the checksum of its
@@ -76,7 +78,8 @@ def evaluate(
         certificates: By name, `(x, y, *, key, ball) -> MarginBound | SmoothedRadius`; see
             `certify.on_layers` and `certify.on_model`. The two kinds are reported apart.
         batch_size: Rows at once on each device.
-        survivors_only: False runs every attack on every example, for `accuracy_under`.
+        survivors_only: False runs every attack on every example, for `accuracy_under`; True leaves
+            out those already wrong or broken, but see above for minimum-norm attacks.
         votes: Predictions of a `Randomized` model that vote on each image.
         keep_images: Keep clean and adversarial images of this many first rows in the report.
         directory: Where finished batches go; an evaluation that was killed and started again with
@@ -149,7 +152,8 @@ def evaluate(
     records, after, under = {}, {}, {}
     differentiated = False
     for name, attack in attacks.items():
-        rows = np.flatnonzero(standing) if survivors_only else np.arange(n)
+        facing = correct if faces_all(attack) and ball.measured else standing
+        rows = np.flatnonzero(facing) if survivors_only else np.arange(n)
         judged = bench.attack(name, attack, rows, attack_program(votes, devices), keep_images)
         success = _spread(n, rows, judged["success"], False)
         newly = standing & success

@@ -133,7 +133,8 @@ def bpda(
         A function of an array, fit for jit, vmap, grad and jvp.
 
     Raises:
-        ValueError: When it is called, if the two results differ in shape.
+        ValueError: When it is called, if the two results differ in shape, or if it was taken for a
+            `gradient=`.
 
     References:
         Athalye et al. 2018, sec. 4.1 (paper 001, gradient masking).
@@ -143,7 +144,12 @@ def bpda(
     (Array(4., dtype=float32...), Array(4., dtype=float32...))
     """
 
-    def approximated(x: Array) -> Array:
+    def approximated(x: Array, *key: Array) -> Array:
+        if key or callable(x):  # called as a gradient is, or as its result
+            raise ValueError(
+                "gradients.bpda must be put into the model, in place of the part without a usable "
+                "derivative; it is no gradient= of an attack"
+            )
         value, smooth = forward(jax.lax.stop_gradient(x)), backward(x)
         if jnp.shape(value) != jnp.shape(smooth):
             raise ValueError(

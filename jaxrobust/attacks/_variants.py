@@ -1,0 +1,103 @@
+"""An attack at a radius of its own, or on another model; and what such an attack is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from jax.tree_util import Partial
+from jaxtyping import Array
+
+from jaxrobust.attacks._lift import check_call
+from jaxrobust.threat import Threat, check_threat
+from jaxrobust.types import Attack, LogitsFn, as_partial
+
+
+def at_eps(attack: Attack, eps: float) -> Attack:
+    """Pin an attack to a radius of its own, whatever ball it is later handed.
+
+    Recorded distances of attacks at rising radii are the curve of accuracy against eps.
+
+    Args:
+        attack: Any attack of the common form.
+        eps: Its radius from now on, in pixel units.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxrobust import Ball
+    >>> from jaxrobust.attacks import fgsm
+    >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
+    >>> at_eps(fgsm, 0.125)(logits_fn, jnp.full((1, 2), 0.5), jnp.array([0]),
+    ...     key=jax.random.key(0), ball=Ball("linf", 0.25))
+    Array([[0.375, 0.375]], dtype=float32)
+    """
+    # A pytree, so that one compiled program serves all radii.
+    return Partial(_pinned, as_partial(attack), eps)
+
+
+def _pinned(
+    attack: Attack, eps: Any, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Threat
+) -> Array:
+    check_threat(ball, len(x))
+    return attack(logits_fn, x, y, key=key, ball=dataclasses.replace(ball, eps=eps))
+
+
+def transfer(source_logits_fn: LogitsFn, attack: Attack) -> Attack:
+    """A black-box attack: what `attack` finds on another model.
+
+    Args:
+        source_logits_fn: The model that is attacked instead; its gradients and keys are used, the
+            victim is not looked at. As a `jax.tree_util.Partial` its weights stay out of the
+            compiled program.
+        attack: Any attack of the common form.
+
+    References: Madry et al. 2018, table 1, rows A' and B (paper 001).
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxrobust import Ball
+    >>> from jaxrobust.attacks import fgsm
+    >>> source = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
+    >>> victim = lambda x: jnp.stack([x[:, 0], 1 - x[:, 0]], -1)
+    >>> transfer(source, fgsm)(victim, jnp.full((1, 2), 0.5), jnp.array([0]),
+    ...     key=jax.random.key(0), ball=Ball("linf", 0.25))
+    Array([[0.25, 0.25]], dtype=float32)
+    """
+    return Partial(_transferred, as_partial(source_logits_fn), as_partial(attack))
+
+
+def _transferred(
+    source: LogitsFn, attack: Attack, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Threat
+) -> Array:
+    check_call(logits_fn, x, y, key, ball)
+    return attack(source, x, y, key=key, ball=ball)
+
+
+def is_transfer(attack: Any) -> bool:
+    """Whether an attack came from `transfer`, so that its gradients are another model's.
+
+    Looks through `functools.partial` and `at_eps`.
+
+    >>> is_transfer(at_eps(transfer(print, print), 0.1)), is_transfer(print)
+    (True, False)
+    """
+    return any(part is _transferred for part in made_of(attack))
+
+
+def made_of(attack: Any) -> Iterator[Any]:
+    """The functions that an attack is made of, from the outside in.
+
+    Looks through `functools.partial`, `at_eps` and `transfer`. What `first_success` makes is an
+    attack of its own: it brings into the ball what its members return.
+
+    >>> print in made_of(at_eps(Partial(print, 1), 0.1))
+    True
+    """
+    yield attack
+    while (func := getattr(attack, "func", None)) is not None:
+        yield func
+        if func is _pinned:
+            attack = attack.args[0]
+        elif func is _transferred:
+            attack = attack.args[1]
+        else:
+            attack = func

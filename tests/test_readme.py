@@ -1,0 +1,38 @@
+"""What the README shows of attacks runs as it stands there."""
+
+import functools
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxrobust as jr
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def linear(seed):
+    kernel = np.random.default_rng(seed).normal(size=(16, 10)).astype(np.float32)
+    return jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, jnp.asarray(kernel))
+
+
+def test_the_examples_of_attacks_run():
+    section = README.read_text().split("\n### Attacks\n")[1].split("\n### ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(blocks) == 4
+    logits_fn = linear(0)
+    x = np.random.default_rng(1).uniform(size=(2, 4, 4, 1)).astype(np.float32)
+    y = np.asarray(logits_fn(x)).argmax(-1)
+    names = {
+        "functools": functools, "jax": jax, "jnp": jnp, "np": np, "jr": jr,
+        "logits_fn": logits_fn, "source_logits_fn": linear(2), "x": x, "y": y,
+        "ball": jr.Ball("linf", 8 / 255), "key": jax.random.key(0),
+    }  # fmt: skip
+    for block in blocks:
+        exec(block, names)
+        assert "report" not in names or names["report"].findings == []
+    assert (np.asarray(logits_fn(names["x_near"])).argmax(-1) != y).all()
+    contrast = names["watched"](names["x_near"])[1]
+    assert (np.asarray(contrast) <= 0.9).all()
