@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import checks, losses
-from jaxrobust.attacks._lift import lift_free
+from jaxrobust.attacks._lift import lift_free, reached
+from jaxrobust.attacks._minimum_norm import aim
 from jaxrobust.loops import at_most
 from jaxrobust.threat import UNIT_BOX, Box, norm
 from jaxrobust.types import Images, Keys, Labels, LogitsFn
@@ -131,10 +132,10 @@ def _search(
     num_starts: int, steps: tuple[float, float], step_adaptation: float, update_every: int,
     target: Array | None = None, start: Array | None = None,
 ) -> Array:  # fmt: skip
+    aimed, label = aim(losses.margin, target), y if target is None else target
+
     def fooled(x: Array, key: Array) -> Array:
-        if target is None:
-            return losses.success(losses.margin, model(x, key), y)
-        return losses.success(losses.targeted(losses.margin), model(x, key), target)
+        return reached(model, aimed, label, x, key, model(x, key))
 
     start_key, walk_key = jax.random.split(key)
     already = fooled(x, key)

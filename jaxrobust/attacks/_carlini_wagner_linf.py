@@ -22,7 +22,7 @@ from jaxrobust.attacks._box_descent import (
     settle,
     variable_of,
 )
-from jaxrobust.attacks._lift import clear_success, lift_free
+from jaxrobust.attacks._lift import lift_free, reached
 from jaxrobust.attacks._minimum_norm import aim
 from jaxrobust.gradients import Gradient
 from jaxrobust.loops import at_most
@@ -132,13 +132,13 @@ def _search(
     number = jnp.zeros_like(x, shape=())
     count = jnp.zeros_like(x, shape=(), dtype=jnp.int32)
 
-    def reached(outputs: Any) -> Array:
-        return clear_success(aimed, outputs, label)
+    def success(x: Array, key: Array, outputs: Any) -> Array:
+        return reached(model, aimed, label, x, key, outputs)
 
     def step(turn: Array, s: _State) -> _State:
         at = place(method, s.variable, x, box)
         now = gradients.step_key(gradient, key, turn)
-        seen = look(model, lambda out, _: aimed(out, label), reached, gradient, at.x_adv, now)
+        seen = look(model, lambda out, _: aimed(out, label), success, gradient, at.x_adv, now)
         excess = jax.nn.relu(jnp.abs(at.delta) - s.tau)
         outwards = jnp.sign(at.delta) * (excess > 0)
         slope = outwards * at.delta_rate - s.c * at.x_rate * seen.slope
@@ -157,7 +157,7 @@ def _search(
         )  # fmt: skip
         return pick(within, tighter, onwards)
 
-    aimless = losses.success(aimed, model(x, key), label)  # nothing to do
+    aimless = success(x, key, model(x, key))  # nothing to do
     start = _State(
         variable_of(method, x, box), adam_start(x), count, number + initial_c,
         jnp.where(aimless, 0.0, number + 1), x, number + jnp.inf,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrobust import gradients, losses
-from jaxrobust.attacks._lift import clear_success
+from jaxrobust.attacks._lift import reached
 from jaxrobust.attacks._projections import shortest_step
 from jaxrobust.gradients import Gradient
 from jaxrobust.losses import Loss
@@ -45,7 +45,7 @@ class Rule(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """What counts as success, of `clear_success(loss, model(x, key), label)`."""
+    """What counts as success: the first arguments of `reached`."""
 
     model: Callable[..., Any]
     loss: Loss
@@ -62,7 +62,7 @@ class Best(NamedTuple):
 def clean(goal: Goal, x: Array, key: Array) -> Best:
     """The clean image, at distance 0 where it is a success already."""
     nothing = jnp.full_like(x, jnp.inf, shape=())
-    return Best(x, jnp.where(_reached(goal, goal.model(x, key)), 0.0, nothing))
+    return Best(x, jnp.where(reached(*goal, x, key, goal.model(x, key)), 0.0, nothing))
 
 
 def nearest_plane(model: Callable[..., Any], y: Array, rule: Rule) -> Plane:
@@ -114,7 +114,7 @@ def final_search(goal: Goal, x: Array, key: Array, best: Best, rule: Rule) -> Ar
     """
     first = logits_of(goal.model(x, key))
 
-    def halve(ends: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], None]:
+    def halve(ends: tuple[Array, ...], turn: Array) -> tuple[tuple[Array, ...], None]:
         near, far, near_logits, far_logits = ends
         rival = jnp.argmax(far_logits)
         low, high, lowest = (-losses.margin(z, rival) for z in (near_logits, far_logits, first))
@@ -122,14 +122,14 @@ def final_search(goal: Goal, x: Array, key: Array, best: Best, rule: Rule) -> Ar
         share = jnp.where((share >= 0) & (share <= 1), share, 1.0)
         middle = jnp.clip(near + share * (far - near), *rule.box)
         outputs = goal.model(middle, key)
-        hit = _reached(goal, outputs)
+        hit = reached(*goal, middle, jax.random.fold_in(key, turn), outputs)
         logits = logits_of(outputs)
         inward = (near, middle, near_logits, logits)
         outward = (middle, far, logits, far_logits)
         return jax.tree.map(lambda a, b: jnp.where(hit, a, b), inward, outward), None
 
     last = logits_of(goal.model(best.x_adv, key))
-    return jax.lax.scan(halve, (x, best.x_adv, first, last), None, length=3)[0][1]
+    return jax.lax.scan(halve, (x, best.x_adv, first, last), jnp.arange(3))[0][1]
 
 
 def _run(
@@ -147,7 +147,7 @@ def _run(
         there = jnp.clip(there, *rule.box)
         legal = jnp.all(jnp.isfinite(there))
         there = jnp.where(legal, there, here)
-        hit = legal & _reached(goal, goal.model(there, now))
+        hit = legal & reached(*goal, there, now, goal.model(there, now))
         distance = threat_norm(there - x, rule.norm)
         closer = hit & (distance < best.distance)
         best = jax.tree.map(
@@ -174,7 +174,3 @@ def _random_start(x: Array, key: Array, best: Best, rule: Rule) -> Array:
     )
     radius = jnp.minimum(best.distance, START[rule.norm] * (rule.box.high - rule.box.low))
     return jnp.clip(x + 0.5 * radius * draw / threat_norm(draw, rule.norm), *rule.box)
-
-
-def _reached(goal: Goal, outputs: Any) -> Array:
-    return clear_success(goal.loss, outputs, goal.label)

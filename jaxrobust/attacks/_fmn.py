@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrobust import checks, gradients, losses
-from jaxrobust.attacks._lift import clear_success, lift_free, loss_of
+from jaxrobust.attacks._lift import lift_free, loss_of, reached
 from jaxrobust.attacks._minimum_norm import aim, check_untargeted
 from jaxrobust.attacks._projections import within_l2
 from jaxrobust.gradients import Gradient
@@ -118,7 +118,7 @@ def _search(
         now = gradients.step_key(gradient, key, t)
         gap, pullback = gradients.vjp(estimate, here, now)
         slope = pullback(jnp.ones_like(gap))
-        hit = clear_success(aimed, model(here, now), label)
+        hit = reached(model, aimed, label, here, now, model(here, now))
         size = threat_norm(here - x, norm)
         was_found = distance < jnp.inf
         best = jnp.where(hit & (size < distance), here, best)
