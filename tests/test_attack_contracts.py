@@ -83,7 +83,7 @@ def test_the_model_is_asked_no_more_often_than_counted(name, norm):
 
     jax.block_until_ready(COMMON[name](counting, x, y, key=KEY, ball=jr.Ball(norm, 0.05)))
     jax.effects_barrier()
-    _, forwards = count(COMMON[name], logits_fn, x, 3, norm, jr.Box())
+    _, forwards = count(COMMON[name], logits_fn, x, 3, jr.Ball(norm, 0.05))
     assert 0 < len(calls) <= forwards
 
 

@@ -190,10 +190,10 @@ def test_wrong_rows_cost_nothing():
 def test_what_is_counted():
     logits_fn, _, x, _ = affine()
     against = functools.partial(jr.attacks.carlini_wagner_l2, num_steps=7, num_searches=3)
-    spent = count(jr.attacks.against(against), logits_fn, x, 3, "l2", jr.threat.UNIT_BOX)
+    spent = count(jr.attacks.against(against), logits_fn, x, 3, jr.Ball("l2", 1.0))
     assert spent == (21, 22)  # one forward finds the images that are wrong already
     noisy = functools.partial(against, gradient=jr.gradients.smoothed(0.1, 2))
-    _, forwards = count(jr.attacks.against(noisy), logits_fn, x, 3, "l2", jr.threat.UNIT_BOX)
+    _, forwards = count(jr.attacks.against(noisy), logits_fn, x, 3, jr.Ball("l2", 1.0))
     assert forwards == 1 + 21 * 3
 
 

@@ -86,8 +86,8 @@ def carlini_wagner_l2(
             loss wants more; see `per_example`.
         x: `(batch, *dims)` images inside the box.
         y: `(batch,)` true labels.
-        key: Typed key; used by random gradients and models only. Success on a randomised model is
-            that of one step's draw.
+        key: Typed key; used by random gradients and models only. Success on a randomised model
+            takes 16 more draws, in each of which it must hold.
         box: Legal pixel values.
         target: `(batch,)` wanted classes; None where any wrong class will do.
         loss: Untargeted loss of one example, to be maximised, not negative where it succeeds:

@@ -122,7 +122,9 @@ def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
         An attack of the common form (untargeted). What a member returns is brought into ball and
         box (of flows: into the box) before it is judged, so a minimum-norm attack (`against`) may
         be one. Where no member succeeds, the last one's attempt comes back; an example that the
-        model gets wrong anyway comes back clean.
+        model gets wrong anyway comes back clean. A randomised model is judged by 16 draws, and is
+        wrong where each of them is; where no member succeeds, the attempt of the highest mean
+        margin comes back.
 
     Raises:
         ValueError: If there are no members, or chunk is not at least 1.

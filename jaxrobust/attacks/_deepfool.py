@@ -53,7 +53,8 @@ def deepfool(
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
         x: `(batch, *dims)` images inside the box.
         y: `(batch,)` true labels.
-        key: Typed key; used by randomised models only.
+        key: Typed key; used by randomised models only, where success takes 16 more draws, in each
+            of which it must hold.
         box: Legal pixel values.
         norm: What is minimised, "l2" or "linf".
         num_steps: Most steps.

@@ -97,8 +97,8 @@ def flow_field(
         logits_fn: `(batch, height, width, ...) -> (batch, classes)`; see `per_example`.
         x: `(batch, height, width)` images inside the box, or with channels.
         y: `(batch,)` true labels.
-        key: Typed key, of the start, random gradients and models. Success on a randomised model is
-            that of one step's draw.
+        key: Typed key, of the start, random gradients and models. Success on a randomised model
+            takes 16 more draws, in each of which it must hold.
         box: Legal pixel values.
         target: `(batch,)` wanted classes; None where any wrong class will do.
         loss: Untargeted loss of one example, to be maximised, 0 from success on: `losses.f6`, whose

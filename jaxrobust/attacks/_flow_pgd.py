@@ -86,7 +86,8 @@ def flow_pgd_field(
 
     Args:
         logits_fn: `(batch, height, width, ...) -> (batch, classes)`; see `per_example`. Randomised
-            models get a fresh key at every step, whose draw success and loss are those of.
+            models get a fresh key at every step, whose draw the loss is of; success takes 16 more
+            draws, in each of which it must hold.
         x: `(batch, height, width)` images inside `ball.box`, or with channels.
         y: `(batch,)` labels, or target classes where the loss is `losses.targeted`.
         key: Typed key, one or one a row; row i of a single key draws from `fold_in(key, i)`.

@@ -142,7 +142,8 @@ def pgd(
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`. Randomised models get
-            a fresh key at every step.
+            a fresh key at every step, and 16 more draws for a run that ends in success, in each of
+            which it must hold to end the restarts.
         x: `(batch, *dims)` images inside `ball.box`.
         y: `(batch,)` labels, or target classes where the loss is `losses.targeted`.
         key: Typed key, one or one a row; row i of a single key draws from `fold_in(key, i)`.

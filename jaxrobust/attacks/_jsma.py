@@ -55,7 +55,8 @@ def jsma(
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
         x: `(batch, *dims)` images inside the box.
         y: `(batch,)` true labels.
-        key: Typed key; used by randomised models only.
+        key: Typed key; used by randomised models only, where success takes 16 more draws, in each
+            of which it must hold.
         box: Legal pixel values.
         target: `(batch,)` wanted classes. Where None, the search goes for the wrong class of the
             largest logit at x and ends at any wrong class: that is ours, the method is targeted.

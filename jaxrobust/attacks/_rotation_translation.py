@@ -50,7 +50,8 @@ def rotation_translation(
         logits_fn: `(batch, height, width, ...) -> (batch, classes)`; see `per_example`.
         x: `(batch, height, width)` images inside the box, or with channels.
         y: `(batch,)` true labels.
-        key: Typed key, used by randomised models only: a draw of their own for each image.
+        key: Typed key, used by randomised models only: a draw of their own for each image, of which
+            the loss is; success takes 16 more, in each of which it must hold.
         box: Legal pixel values.
         target: `(batch,)` wanted classes; None where any wrong class will do.
         loss: Untargeted loss of one example, to be maximised.
