@@ -68,8 +68,8 @@ def boundary(
 
     Queries an image: at most `1 + num_starts + 10 + num_steps (1 + 1 / update_every)`; the walk
     ends early where its steps have shrunk to nothing. Of a randomised model each query that is
-    answered with the wanted class takes 16 more draws, which must all answer so. Memory: a few arrays of batch x dims, beside
-    the model's forward pass.
+    answered with the wanted class takes 16 more draws, which must all answer so. Memory: a few
+    arrays of batch x dims, beside the model's forward pass.
 
     Settings, rates and windows are foolbox's (3.3.4), of which this differs in that each image
     draws and stops by itself, and in its starts: noise of random brightness and contrast, from flat

@@ -91,7 +91,7 @@ def carlini_wagner_l0(
         logits_fn: As for `carlini_wagner_l2`, like all that is not listed here.
         x: `(batch, *dims)` images inside the box.
         y: `(batch,)` true labels.
-        key: Typed key; used by random gradients and models only.
+        key: Typed key; used as by `carlini_wagner_l2`.
         box: Legal pixel values.
         target: `(batch,)` wanted classes; None where any wrong class will do.
         loss: Untargeted loss of one example, to be maximised.
