@@ -87,20 +87,22 @@ def per_example(logits_fn: LogitsFn) -> Callable[[Array, Array], PyTree]:
 
     Returns:
         `f(x, key)`: x of shape `(*dims)`, logits `(classes,)`; the key is ignored unless the model
-        is `Randomized`.
+        is `Randomized`, which `f.random` tells.
 
     >>> per_example(lambda x: x.sum(-1, keepdims=True))(jnp.ones(3), jax.random.key(0)).shape
     (1,)
     """
+    random = isinstance(logits_fn, Randomized)
 
     def one(x: Array, key: Array) -> PyTree:
         batch = x[None]
-        outputs = logits_fn(batch, key) if isinstance(logits_fn, Randomized) else logits_fn(batch)
+        outputs = logits_fn(batch, key) if random else logits_fn(batch)
         one_row = jax.tree.map(lambda leaf: leaf[0], outputs)
         if isinstance(one_row, tuple):
             return (checkpoint_name(one_row[0], FORWARD), *one_row[1:])
         return checkpoint_name(one_row, FORWARD)
 
+    one.random = random  # pyright: ignore[reportFunctionMemberAccess]
     return one
 
 

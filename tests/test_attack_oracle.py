@@ -163,6 +163,9 @@ def test_targets_within_a_ball(name, norm):
         assert ((np.asarray(logits_fn(x_adv)).argmax(1) == target) == (factor > 1)).all()
 
 
+BLIND = {"second_order"}
+"""Attacks that take their gradient beside the image, where one of those models has none."""
+
 MISLEADING = ("constant", "broken", "flat")
 
 
@@ -170,7 +173,8 @@ def misleading(which, x):
     """One of three: no difference anywhere; NaN off the half; steps without a gradient."""
     rows = x.reshape(len(x), -1)
     off = jnp.any(rows != 0.5, -1, keepdims=True)
-    broken = jnp.where(off, jnp.nan, jnp.array([1.0, 0.0, 0.0]))
+    zero = 0 * rows[:, 0]
+    broken = jnp.where(off, jnp.nan, jnp.stack([rows.mean(-1), zero, zero], -1))
     flat = jax.nn.one_hot(jnp.where(rows[:, 0] > 0.6, 1, 0), 3)
     return jnp.stack([0 * flat, broken, flat])[which]
 
@@ -188,8 +192,9 @@ def test_no_false_success_on_a_model_that_misleads(name):
         assert np.isfinite(x_adv).all(), MISLEADING[which]
         assert x_adv.min() >= 0
         assert x_adv.max() <= 1
+        wrong = np.asarray(jr.types.predicted_class(model(jnp.asarray(x_adv)))) != y
+        assert wrong.all() or MISLEADING[which] != "broken" or name in BLIND
         if name in MINIMUM_NORM:
-            wrong = np.asarray(jr.types.predicted_class(model(jnp.asarray(x_adv)))) != y
             np.testing.assert_array_equal(x_adv[~wrong], x[~wrong])
 
 
@@ -206,6 +211,8 @@ def test_randomised_models_are_attacked(name):
     x_adv = np.asarray(COMMON[name](jr.Randomized(noisy), x, y, key=KEY, ball=jr.Ball("linf", 0.2)))
     assert np.isfinite(x_adv).all()
     assert (x_adv.sum(1) < x.sum(1)).all()
+    if name in MINIMUM_NORM:  # not where a lucky draw succeeds, but where most do
+        assert (x_adv.sum(1) < 2.5).all()
 
 
 @minimum_norms

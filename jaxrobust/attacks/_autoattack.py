@@ -49,7 +49,8 @@ def autoattack(
 
     Returns:
         `(batch, *dims)` attacked images, inside the ball and the box. An example that the model
-        gets wrong anyway comes back clean; one that withstands all, as the last member left it.
+        gets wrong anyway comes back clean; one that withstands all, as the last member left it. For
+        `Randomized` models see `first_success`.
 
     Raises:
         ValueError: For images, labels, key, ball or version that cannot be meant.

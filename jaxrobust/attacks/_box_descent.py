@@ -118,7 +118,7 @@ class Look(NamedTuple):
 def look(
     model: Callable[..., Any],
     loss: Callable[[Any, Any], Array],
-    success: Callable[[Any], Array],
+    success: Callable[[Array, Array, Any], Array],
     gradient: Gradient,
     x_adv: Float[Array, "*d"],
     key: Key[Array, ""],
@@ -126,26 +126,31 @@ def look(
     """One gradient, and success by the same forward where that shows the image itself.
 
     An estimator's value is a mean over noise or draws, which proves nothing about the image: there
-    success takes a plain forward of its own.
+    success takes a plain forward of its own. Where the slope is not finite it is 0, so that descent
+    goes on.
 
     Args:
         model: Outputs of `(x, key)`.
         loss: To be maximised; of outputs and whether they succeed.
-        success: Of outputs.
+        success: Of image, key and outputs: `reached` of a model and aim.
         gradient: Gradient estimator.
         x_adv: The image.
         key: Of this step.
     """
     if gradient is gradients.exact:
         outputs, pullback = gradients.vjp(model, x_adv, key)
-        reached = success(outputs)
+        reached = success(x_adv, key, outputs)
         value, back = jax.vjp(lambda out: loss(out, reached), outputs)
         (cotangent,) = back(jnp.ones_like(value))
-        return Look(value, pullback(cotangent), reached)
-    reached = success(model(x_adv, key))
+        return Look(value, _finite(pullback(cotangent)), reached)
+    reached = success(x_adv, key, model(x_adv, key))
     estimate = gradient(lambda x, key: loss(model(x, key), reached))
     value, pullback = gradients.vjp(estimate, x_adv, key)
-    return Look(value, pullback(jnp.ones_like(value)), reached)
+    return Look(value, _finite(pullback(jnp.ones_like(value))), reached)
+
+
+def _finite(slope: Array) -> Array:
+    return jnp.where(jnp.isfinite(slope), slope, 0)
 
 
 def is_stuck(objective: Array, previous: Array) -> Array:

@@ -21,7 +21,7 @@ from jaxrobust.attacks._box_descent import (
     settle,
     variable_of,
 )
-from jaxrobust.attacks._lift import clear_success, lift_free
+from jaxrobust.attacks._lift import lift_free, reached
 from jaxrobust.attacks._minimum_norm import aim
 from jaxrobust.gradients import Gradient
 from jaxrobust.loops import at_most
@@ -86,8 +86,8 @@ def carlini_wagner_l2(
             loss wants more; see `per_example`.
         x: `(batch, *dims)` images inside the box.
         y: `(batch,)` true labels.
-        key: Typed key; used by random gradients and models only. Success on a randomised model is
-            that of one step's draw.
+        key: Typed key; used by random gradients and models only. Success on a randomised model
+            takes 16 more draws, in each of which it must hold.
         box: Legal pixel values.
         target: `(batch,)` wanted classes; None where any wrong class will do.
         loss: Untargeted loss of one example, to be maximised, not negative where it succeeds:
@@ -145,13 +145,13 @@ def _search(
     never = number + jnp.finfo(x.dtype).max
     begin = variable_of(method, x, x, box)
 
-    def reached(outputs: Any) -> Array:
-        return clear_success(aimed, outputs, label)
+    def success(x: Array, key: Array, outputs: Any) -> Array:
+        return reached(model, aimed, label, x, key, outputs)
 
     def step(turn: Array, s: _State) -> _State:
         at = place(method, s.variable, x, box)
         now = gradients.step_key(gradient, key, turn)
-        seen = look(model, lambda out, _: aimed(out, label), reached, gradient, at.x_adv, now)
+        seen = look(model, lambda out, _: aimed(out, label), success, gradient, at.x_adv, now)
         objective = jnp.sum(at.delta**2) - s.c * seen.loss
         slope = 2 * at.delta * at.delta_rate - s.c * at.x_rate * seen.slope
         adam, move = adam_step(s.adam, slope, learning_rate)
@@ -181,7 +181,7 @@ def _search(
             s.distance,
         )  # fmt: skip
 
-    aimless = losses.success(aimed, model(x, key), label)  # nothing to do
+    aimless = success(x, key, model(x, key))  # nothing to do
     found = at_most(
         num_searches * num_steps, lambda s: s.search < num_searches, step,
         _State(

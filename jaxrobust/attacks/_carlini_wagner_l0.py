@@ -23,7 +23,7 @@ from jaxrobust.attacks._box_descent import (
     settle,
     variable_of,
 )
-from jaxrobust.attacks._lift import clear_success, lift_free
+from jaxrobust.attacks._lift import lift_free, reached
 from jaxrobust.attacks._minimum_norm import aim
 from jaxrobust.gradients import Gradient
 from jaxrobust.loops import at_most
@@ -91,7 +91,7 @@ def carlini_wagner_l0(
         logits_fn: As for `carlini_wagner_l2`, like all that is not listed here.
         x: `(batch, *dims)` images inside the box.
         y: `(batch,)` true labels.
-        key: Typed key; used by random gradients and models only.
+        key: Typed key; used as by `carlini_wagner_l2`.
         box: Legal pixel values.
         target: `(batch,)` wanted classes; None where any wrong class will do.
         loss: Untargeted loss of one example, to be maximised.
@@ -146,8 +146,8 @@ def _search(
     num_pixels = x.size // channels
     most = math.ceil(SHARE * math.sqrt(num_pixels))
 
-    def reached(outputs: Any) -> Array:
-        return clear_success(aimed, outputs, label)
+    def success(x: Array, key: Array, outputs: Any) -> Array:
+        return reached(model, aimed, label, x, key, outputs)
 
     def climbed(outputs: Any, done: Array) -> Array:
         # A round's last gradient moves nothing and only tells which pixels matter; there the loss
@@ -172,7 +172,7 @@ def _search(
         mask = jnp.broadcast_to(s.free[:, None], (num_pixels, channels)).reshape(x.shape)
         x_adv = jnp.where(mask, at.x_adv, x)
         now = gradients.step_key(gradient, key, turn)
-        seen = look(model, climbed, reached, gradient, x_adv, now)
+        seen = look(model, climbed, success, gradient, x_adv, now)
         slope = mask * (2 * at.delta * at.delta_rate - s.c * at.x_rate * seen.slope)
         adam, move = adam_step(s.adam, slope, learning_rate)
         free = freeze(s.free, (x_adv - x) / width, width * seen.slope)
@@ -190,7 +190,7 @@ def _search(
         )  # fmt: skip
         return pick(seen.success, fewer, onwards)
 
-    aimless = losses.success(aimed, model(x, key), label)  # nothing to do
+    aimless = success(x, key, model(x, key))  # nothing to do
     free = jnp.zeros_like(x, shape=(num_pixels,), dtype=bool) | ~aimless
     start = _State(
         variable_of(method, x, x, box), adam_start(x), count, never, 0 * never + initial_c, free, x

@@ -23,7 +23,7 @@ from jaxrobust.attacks._box_descent import (
     settle,
     variable_of,
 )
-from jaxrobust.attacks._lift import clear_success, lift_free
+from jaxrobust.attacks._lift import lift_free, reached
 from jaxrobust.attacks._minimum_norm import aim
 from jaxrobust.gradients import Gradient
 from jaxrobust.loops import at_most
@@ -88,7 +88,7 @@ def carlini_wagner_linf(
         logits_fn: As for `carlini_wagner_l2`, like all that is not listed here.
         x: `(batch, *dims)` images inside the box.
         y: `(batch,)` true labels.
-        key: Typed key; used by random gradients and models only.
+        key: Typed key; used as by `carlini_wagner_l2`.
         box: Legal pixel values.
         target: `(batch,)` wanted classes; None where any wrong class will do.
         loss: Untargeted loss of one example, to be maximised.
@@ -140,13 +140,13 @@ def _search(
     period = -(-num_steps // 10)
     never = number + jnp.finfo(x.dtype).max
 
-    def reached(outputs: Any) -> Array:
-        return clear_success(aimed, outputs, label)
+    def success(x: Array, key: Array, outputs: Any) -> Array:
+        return reached(model, aimed, label, x, key, outputs)
 
     def step(turn: Array, s: _State) -> _State:
         at = place(method, s.variable, x, box)
         now = gradients.step_key(gradient, key, turn)
-        seen = look(model, lambda out, _: aimed(out, label), reached, gradient, at.x_adv, now)
+        seen = look(model, lambda out, _: aimed(out, label), success, gradient, at.x_adv, now)
         excess = jax.nn.relu(jnp.abs(at.delta) - s.tau)
         outwards = jnp.sign(at.delta) * (excess > 0)
         slope = outwards * at.delta_rate - s.c * at.x_rate * seen.slope
@@ -173,7 +173,7 @@ def _search(
         )  # fmt: skip
         return pick(within, tighter, onwards)
 
-    aimless = losses.success(aimed, model(x, key), label)  # nothing to do
+    aimless = success(x, key, model(x, key))  # nothing to do
     start = _State(
         variable_of(method, x, x, box), adam_start(x), count, never, number + initial_c,
         jnp.where(aimless, 0.0, number + 1), x, number + jnp.inf,

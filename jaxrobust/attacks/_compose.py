@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrobust import checks, losses
-from jaxrobust.attacks._lift import check_call, row_axis
+from jaxrobust.attacks._lift import check_call, over_draws, row_axis
 from jaxrobust.loops import at_most
 from jaxrobust.threat import Threat
 from jaxrobust.types import (
@@ -21,6 +21,7 @@ from jaxrobust.types import (
     Keys,
     Labels,
     LogitsFn,
+    Randomized,
     as_partial,
     per_example,
     row_keys,
@@ -93,7 +94,9 @@ def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
         An attack of the common form (untargeted). What a member returns is brought into ball and
         box (of flows: into the box) before it is judged, so a minimum-norm attack (`against`) may
         be one. Where no member succeeds, the last one's attempt comes back; an example that the
-        model gets wrong anyway comes back clean.
+        model gets wrong anyway comes back clean. A randomised model is judged by 16 draws, and is
+        wrong where each of them is; where no member succeeds, the attempt of the highest mean
+        margin comes back.
 
     Raises:
         ValueError: If there are no members, or chunk is not at least 1.
@@ -123,23 +126,31 @@ def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
     @jax.jit
     def jitted(logits_fn: LogitsFn, x: Array, y: Array, keys: Array, ball: Threat) -> Array:
         model = per_example(logits_fn)
+        random = isinstance(logits_fn, Randomized)
 
-        def fooled(images: Array, salt: str) -> Array:
-            judged = jax.vmap(model)(images, salted(keys, salt))
-            return jax.vmap(lambda out, y: losses.success(losses.margin, out, y))(judged, y)
+        def one(x: Array, y: Array, key: Array) -> tuple[Array, Array]:
+            if random:
+                return over_draws(model, x, y, key)
+            outputs = model(x, key)
+            return losses.success(losses.margin, outputs, y), losses.margin(outputs, y)
+
+        def judged(images: Array, salt: str) -> tuple[Array, Array]:
+            return jax.vmap(one)(images, y, salted(keys, salt))
 
         def legal(ball: Threat, x: Array, x_adv: Array) -> Array:
             finite = jnp.all(jnp.isfinite(x_adv))
             return jnp.where(finite, ball.judged(x, jnp.where(finite, x_adv, x))[0], x)
 
         best = x
-        alive = ~fooled(x, "clean")
+        wrong, gap = judged(x, "clean")
+        alive, most = ~wrong, jnp.full_like(gap, -jnp.inf)
         for name, run in runs.items():
             attacked = run(logits_fn, x, y, alive, key=salted(keys, name), ball=ball)
             attacked = jax.vmap(legal, (jax.tree.map(row_axis, ball), 0, 0))(ball, x, attacked)
-            mask = alive.reshape(-1, *[1] * (x.ndim - 1))
-            best = jnp.where(mask, attacked, best)
-            alive = alive & ~fooled(best, f"judge {name}")
+            wrong, gap = judged(attacked, f"judge {name}")
+            better = alive & (wrong | (gap > most)) if random else alive
+            best = jnp.where(better.reshape(-1, *[1] * (x.ndim - 1)), attacked, best)
+            alive, most = alive & ~wrong, jnp.where(better, gap, most)
         return jax.lax.stop_gradient(best)
 
     return composed

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxrobust import checks, gradients, losses
-from jaxrobust.attacks._lift import lift_free
+from jaxrobust.attacks._lift import lift_free, reached
 from jaxrobust.attacks._projections import shortest_step
 from jaxrobust.loops import at_most
 from jaxrobust.threat import UNIT_BOX, Box
@@ -53,7 +53,8 @@ def deepfool(
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
         x: `(batch, *dims)` images inside the box.
         y: `(batch,)` true labels.
-        key: Typed key; used by randomised models only.
+        key: Typed key; used by randomised models only, where success takes 16 more draws, in each
+            of which it must hold.
         box: Legal pixel values.
         norm: What is minimised, "l2" or "linf".
         num_steps: Most steps.
@@ -90,8 +91,8 @@ def _search(
     def logits(x: Array, key: Array) -> Array:
         return logits_of(model(x, key))
 
-    def away(outputs: Any) -> Array:
-        return losses.success(losses.margin, outputs, y)
+    def away(x: Array, key: Array, outputs: Any) -> Array:
+        return reached(model, losses.margin, y, x, key, outputs)
 
     extra = EXTRA * (box.high - box.low)
     first = logits(x, key)
@@ -117,9 +118,9 @@ def _search(
         direction = slope / size if norm == "l2" else jnp.sign(slope)
         moved = state.moved + (gap / size + extra) * direction
         x_adv = jnp.clip(x + (1 + overshoot) * moved, *box)
-        return _State(moved, x_adv, away(model(x_adv, now)))
+        return _State(moved, x_adv, away(x_adv, now, model(x_adv, now)))
 
-    start = _State(jnp.zeros_like(x), x, away(first))
+    start = _State(jnp.zeros_like(x), x, away(x, key, first))
     found = at_most(num_steps, lambda state: ~state.done, step, start)
     usable = found.done & jnp.all(jnp.isfinite(found.x_adv))
     return jnp.where(usable, found.x_adv, x)

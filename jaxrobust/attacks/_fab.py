@@ -51,7 +51,8 @@ def fab(
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
         x: `(batch, *dims)` images inside the box.
         y: `(batch,)` true labels.
-        key: Typed key; used by restarts, random gradients and random models only.
+        key: Typed key; used by restarts, random gradients and random models only. Success on a
+            randomised model takes 16 more draws, in each of which it must hold.
         box: Legal pixel values.
         norm: What is minimised.
         target: `(batch,)` wanted classes; None where any wrong class will do.

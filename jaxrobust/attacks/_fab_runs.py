@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrobust import gradients, losses
-from jaxrobust.attacks._lift import clear_success
+from jaxrobust.attacks._lift import clear_success, reached
 from jaxrobust.attacks._projections import shortest_step
 from jaxrobust.gradients import Gradient
 from jaxrobust.losses import Loss
@@ -26,6 +26,12 @@ START = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
 
 BEYOND = 1e-3
 """Share of the clean image's gap by which the final search goes past the boundary."""
+
+PUSH = 1.1
+"""Factor by which steps of a randomised model go farther after a success of a single draw.
+
+Ours. Projections end at the boundary, where half of the draws fail, and none of them is a success.
+"""
 
 Plane = Callable[[Array, Array], tuple[Array, Array]]
 """`(x, key) -> (gap, slope)`: by how much a rival leads, negative before the boundary."""
@@ -45,7 +51,7 @@ class Rule(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """What counts as success, of `clear_success(loss, model(x, key), label)`."""
+    """What counts as success: the first arguments of `reached`."""
 
     model: Callable[..., Any]
     loss: Loss
@@ -62,7 +68,7 @@ class Best(NamedTuple):
 def clean(goal: Goal, x: Array, key: Array) -> Best:
     """The clean image, at distance 0 where it is a success already."""
     nothing = jnp.full_like(x, jnp.inf, shape=())
-    return Best(x, jnp.where(_reached(goal, goal.model(x, key)), 0.0, nothing))
+    return Best(x, jnp.where(reached(*goal, x, key, goal.model(x, key)), 0.0, nothing))
 
 
 def nearest_plane(model: Callable[..., Any], y: Array, rule: Rule) -> Plane:
@@ -114,7 +120,7 @@ def final_search(goal: Goal, x: Array, key: Array, best: Best, rule: Rule) -> Ar
     """
     first = logits_of(goal.model(x, key))
 
-    def halve(ends: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], None]:
+    def halve(ends: tuple[Array, ...], turn: Array) -> tuple[tuple[Array, ...], None]:
         near, far, near_logits, far_logits = ends
         rival = jnp.argmax(far_logits)
         low, high, lowest = (-losses.margin(z, rival) for z in (near_logits, far_logits, first))
@@ -122,40 +128,46 @@ def final_search(goal: Goal, x: Array, key: Array, best: Best, rule: Rule) -> Ar
         share = jnp.where((share >= 0) & (share <= 1), share, 1.0)
         middle = jnp.clip(near + share * (far - near), *rule.box)
         outputs = goal.model(middle, key)
-        hit = _reached(goal, outputs)
+        hit = reached(*goal, middle, jax.random.fold_in(key, turn), outputs)
         logits = logits_of(outputs)
         inward = (near, middle, near_logits, logits)
         outward = (middle, far, logits, far_logits)
         return jax.tree.map(lambda a, b: jnp.where(hit, a, b), inward, outward), None
 
     last = logits_of(goal.model(best.x_adv, key))
-    return jax.lax.scan(halve, (x, best.x_adv, first, last), None, length=3)[0][1]
+    return jax.lax.scan(halve, (x, best.x_adv, first, last), jnp.arange(3))[0][1]
 
 
 def _run(
     goal: Goal, plane: Plane, x: Array, start: Array, key: Array, best: Best, rule: Rule
 ) -> Best:
-    def step(state: tuple[Array, Best], t: Array) -> tuple[tuple[Array, Best], None]:
-        here, best = state
+    def step(state: tuple[Array, Best, Array], t: Array) -> tuple[Any, None]:
+        here, best, push = state
         now = gradients.step_key(rule.gradient, key, t)
         gap, slope = plane(here, now)
         own = _onto(here, slope, -gap, rule)
         from_clean = _onto(x, slope, -gap - jnp.sum(slope * (x - here)), rule)
         lengths = [jnp.maximum(threat_norm(d, rule.norm), 1e-8) for d in (own, from_clean)]
         alpha = jnp.minimum(lengths[0] / (lengths[0] + lengths[1]), rule.alpha_max)
-        there = (1 - alpha) * (here + rule.eta * own) + alpha * (x + rule.eta * from_clean)
+        eta = rule.eta * push
+        there = (1 - alpha) * (here + eta * own) + alpha * (x + eta * from_clean)
         there = jnp.clip(there, *rule.box)
         legal = jnp.all(jnp.isfinite(there))
         there = jnp.where(legal, there, here)
-        hit = legal & _reached(goal, goal.model(there, now))
+        outputs = goal.model(there, now)
+        hit = legal & reached(*goal, there, now, outputs)
+        lucky = legal & ~hit & clear_success(goal.loss, outputs, goal.label)
         distance = threat_norm(there - x, rule.norm)
         closer = hit & (distance < best.distance)
         best = jax.tree.map(
             lambda new, old: jnp.where(closer, new, old), Best(there, distance), best
         )
-        return (jnp.where(hit, x + rule.beta * (there - x), there), best), None
+        nearer = jnp.where(hit, jnp.maximum(push / PUSH, 1), push)
+        push = jnp.where(lucky, push * PUSH, nearer)
+        return (jnp.where(hit, x + rule.beta * (there - x), there), best, push), None
 
-    return jax.lax.scan(step, (start, best), jnp.arange(rule.num_steps))[0][1]
+    first = (start, best, jnp.ones_like(x, shape=()))
+    return jax.lax.scan(step, first, jnp.arange(rule.num_steps))[0][1]
 
 
 def _onto(z: Array, slope: Array, rise: Array, rule: Rule) -> Array:
@@ -174,7 +186,3 @@ def _random_start(x: Array, key: Array, best: Best, rule: Rule) -> Array:
     )
     radius = jnp.minimum(best.distance, START[rule.norm] * (rule.box.high - rule.box.low))
     return jnp.clip(x + 0.5 * radius * draw / threat_norm(draw, rule.norm), *rule.box)
-
-
-def _reached(goal: Goal, outputs: Any) -> Array:
-    return clear_success(goal.loss, outputs, goal.label)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxrobust import checks, gradients, losses
 from jaxrobust.attacks._box_descent import Adam, adam_start, adam_step, look
-from jaxrobust.attacks._lift import clear_success, lift_free
+from jaxrobust.attacks._lift import lift_free, reached
 from jaxrobust.attacks._minimum_norm import aim, check_untargeted
 from jaxrobust.flow import smoothed, total_variation, warp
 from jaxrobust.gradients import Gradient
@@ -97,8 +97,8 @@ def flow_field(
         logits_fn: `(batch, height, width, ...) -> (batch, classes)`; see `per_example`.
         x: `(batch, height, width)` images inside the box, or with channels.
         y: `(batch,)` true labels.
-        key: Typed key, of the start, random gradients and models. Success on a randomised model is
-            that of one step's draw.
+        key: Typed key, of the start, random gradients and models. Success on a randomised model
+            takes 16 more draws, in each of which it must hold.
         box: Legal pixel values.
         target: `(batch,)` wanted classes; None where any wrong class will do.
         loss: Untargeted loss of one example, to be maximised, 0 from success on: `losses.f6`, whose
@@ -180,6 +180,9 @@ def _search(
     start = jax.random.uniform(start_key, (*x.shape[:2], 2), x.dtype)
     unit = jnp.max(smoothed(jnp.ones_like(start)))
 
+    def success(x: Array, key: Array, outputs: Any) -> Array:
+        return reached(model, aimed, label, x, key, outputs)
+
     def objective(white: Array) -> tuple[Array, tuple[Array, Array]]:
         flow = smoothed(white) / unit
         variation = total_variation(flow)
@@ -189,9 +192,8 @@ def _search(
         now = gradients.step_key(gradient, walk_key, t)
         value, back, (flow, variation) = jax.vjp(objective, s.white, has_aux=True)
         seen = look(
-            model, lambda out, _: aimed(out, label), lambda out: clear_success(aimed, out, label),
-            gradient, shown(x, flow, box), now,
-        )  # fmt: skip
+            model, lambda out, _: aimed(out, label), success, gradient, shown(x, flow, box), now
+        )
         better = seen.success & (variation < s.variation)
         (rough,) = back(jnp.ones_like(value))
         slope = rough - smoothed(pulled(x, flow, seen.slope)) / unit  # its own transpose
@@ -203,7 +205,7 @@ def _search(
 
     none = jnp.zeros_like(start)
     # Nothing to do: no flow varies less than none.
-    aimless = losses.success(aimed, model(x, walk_key), label)
+    aimless = success(x, walk_key, model(x, walk_key))
     never = jnp.where(aimless, -1.0, jnp.finfo(x.dtype).max).astype(x.dtype)
     first = _State(start, adam_start(start), none, never)
     found = jax.lax.scan(step, first, jnp.arange(num_steps))[0].best

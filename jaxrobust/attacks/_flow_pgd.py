@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from jaxrobust import checks, gradients, losses
 from jaxrobust.attacks._box_descent import look, pick
 from jaxrobust.attacks._flow import check_grid, pulled, shown
-from jaxrobust.attacks._lift import lift_free
+from jaxrobust.attacks._lift import lift_free, reached
 from jaxrobust.flow import FlowBall
 from jaxrobust.flow._ball import check_flow_ball
 from jaxrobust.gradients import Gradient
@@ -86,7 +86,8 @@ def flow_pgd_field(
 
     Args:
         logits_fn: `(batch, height, width, ...) -> (batch, classes)`; see `per_example`. Randomised
-            models get a fresh key at every step, whose draw success and loss are those of.
+            models get a fresh key at every step, whose draw the loss is of; success takes 16 more
+            draws, in each of which it must hold.
         x: `(batch, height, width)` images inside `ball.box`, or with channels.
         y: `(batch,)` labels, or target classes where the loss is `losses.targeted`.
         key: Typed key, one or one a row; row i of a single key draws from `fold_in(key, i)`.
@@ -148,9 +149,13 @@ def _search(
 ) -> tuple[Array, Array]:  # fmt: skip
     none = jnp.zeros_like(x, shape=(*x.shape[:2], 2))
 
+    def success(x: Array, key: Array, outputs: Any) -> Array:
+        return reached(model, loss, y, x, key, outputs)
+
     def judged(flow: Array, key: Array) -> _Best:
-        outputs = model(shown(x, flow, box), key)
-        return _Best(flow, loss(outputs, y), losses.success(loss, outputs, y))
+        image = shown(x, flow, box)
+        outputs = model(image, key)
+        return _Best(flow, loss(outputs, y), success(image, key, outputs))
 
     def kept(best: _Best, new: _Best) -> _Best:
         more = (new.loss > best.loss) | (jnp.isnan(best.loss) & ~jnp.isnan(new.loss))
@@ -169,9 +174,8 @@ def _search(
             flow, best = state
             now = gradients.step_key(gradient, walk_key, t)
             seen = look(
-                model, lambda out, _: loss(out, y), lambda out: losses.success(loss, out, y),
-                gradient, shown(x, flow, box), now,
-            )  # fmt: skip
+                model, lambda out, _: loss(out, y), success, gradient, shown(x, flow, box), now
+            )
             best = kept(best, _Best(flow, seen.loss, seen.success))
             uphill = pulled(x, flow, seen.slope)
             uphill = jnp.where(jnp.isfinite(uphill), uphill, 0)

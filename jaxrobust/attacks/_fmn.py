@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrobust import checks, gradients, losses
-from jaxrobust.attacks._lift import clear_success, lift_free, loss_of
+from jaxrobust.attacks._lift import lift_free, loss_of, reached
 from jaxrobust.attacks._minimum_norm import aim, check_untargeted
 from jaxrobust.attacks._projections import within_l2
 from jaxrobust.gradients import Gradient
@@ -67,7 +67,8 @@ def fmn(
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
         x: `(batch, *dims)` images inside the box.
         y: `(batch,)` true labels.
-        key: Typed key; used by random gradients and random models only.
+        key: Typed key; used by random gradients and random models only. Success on a randomised
+            model takes 16 more draws, in each of which it must hold.
         box: Legal pixel values.
         norm: What is minimised.
         target: `(batch,)` wanted classes; None where any wrong class will do.
@@ -120,7 +121,7 @@ def _search(
         now = gradients.step_key(gradient, key, t)
         gap, pullback = gradients.vjp(estimate, here, now)
         slope = pullback(jnp.ones_like(gap))
-        hit = clear_success(aimed, model(here, now), label)
+        hit = reached(model, aimed, label, here, now, model(here, now))
         size = threat_norm(here - x, norm)
         was_found = distance < jnp.inf
         best = jnp.where(hit & (size < distance), here, best)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxrobust import checks, gradients, losses
-from jaxrobust.attacks._lift import lift, loss_of
+from jaxrobust.attacks._lift import lift, loss_of, reached
 from jaxrobust.gradients import Gradient
 from jaxrobust.loops import at_most
 from jaxrobust.losses import Loss
@@ -142,7 +142,8 @@ def pgd(
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`. Randomised models get
-            a fresh key at every step.
+            a fresh key at every step, and 16 more draws for a run that ends in success, in each of
+            which it must hold to end the restarts.
         x: `(batch, *dims)` images inside `ball.box`.
         y: `(batch,)` labels, or target classes where the loss is `losses.targeted`.
         key: Typed key, one or one a row; row i of a single key draws from `fold_in(key, i)`.
@@ -253,8 +254,8 @@ def _search(
             moved = ball.project(x, ball.step(x_adv, ascent, step_size))
             if not record:
                 return moved, None
-            reached = losses.success(loss, model(x_adv, now), y)
-            return moved, Trace(value, norm(ascent, "l2"), reached)
+            hit = losses.success(loss, model(x_adv, now), y)
+            return moved, Trace(value, norm(ascent, "l2"), hit)
 
         return jax.lax.scan(step, start, jnp.arange(num_steps))
 
@@ -264,8 +265,9 @@ def _search(
     def judged(restart: Array) -> tuple[Array, Trace | None, Array, Array]:
         x_adv, trace = one_run(restart)
         # A key of its own: not one that the walk has already climbed with.
-        outputs = model(x_adv, jax.random.fold_in(jax.random.fold_in(key, restart), num_steps))
-        return x_adv, trace, loss(outputs, y), losses.success(loss, outputs, y)
+        now = jax.random.fold_in(jax.random.fold_in(key, restart), num_steps)
+        outputs = model(x_adv, now)
+        return x_adv, trace, loss(outputs, y), reached(model, loss, y, x_adv, now, outputs)
 
     def again(restart: Array, best: Any) -> Any:
         run = judged(restart)

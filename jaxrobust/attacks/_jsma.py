@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxrobust import checks, gradients, losses
-from jaxrobust.attacks._lift import lift_free
+from jaxrobust.attacks._lift import lift_free, reached
+from jaxrobust.attacks._minimum_norm import aim
 from jaxrobust.loops import at_most
 from jaxrobust.threat import UNIT_BOX, Box
 from jaxrobust.types import Images, Keys, Labels, LogitsFn, logits_of
@@ -54,7 +55,8 @@ def jsma(
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
         x: `(batch, *dims)` images inside the box.
         y: `(batch,)` true labels.
-        key: Typed key; used by randomised models only.
+        key: Typed key; used by randomised models only, where success takes 16 more draws, in each
+            of which it must hold.
         box: Legal pixel values.
         target: `(batch,)` wanted classes. Where None, the search goes for the wrong class of the
             largest logit at x and ends at any wrong class: that is ours, the method is targeted.
@@ -106,11 +108,7 @@ def _search(
     classes = jnp.arange(first.size)
     others = jnp.argmax(jnp.where(classes == y, -jnp.inf, first))
     wanted = others if target is None else target
-
-    def reached(outputs: Any) -> Array:
-        if target is None:
-            return losses.success(losses.margin, outputs, y)
-        return losses.success(losses.targeted(losses.margin), outputs, target)
+    aimed, label = aim(losses.margin, target), y if target is None else target
 
     def saliency(values: Array, pullback: Callable[[Array], Array]) -> tuple[Array, Array]:
         """How much the target rises, and the others together fall, for a move along theta."""
@@ -124,8 +122,9 @@ def _search(
     best = _best_pair if pairs else _best_feature
 
     def step(t: Array, state: _State) -> _State:
-        values, pullback = gradients.vjp(logits, state.x_adv, jax.random.fold_in(key, t))
-        done = reached(values)
+        now = jax.random.fold_in(key, t)
+        values, pullback = gradients.vjp(logits, state.x_adv, now)
+        done = reached(model, aimed, label, state.x_adv, now, values)
         rise, fall = saliency(values, pullback)
         usable = state.free & jnp.isfinite(rise) & jnp.isfinite(fall)
         chosen = best(jnp.where(usable, rise, -jnp.inf), jnp.where(usable, fall, -jnp.inf))

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from jaxrobust import checks, losses
+from jaxrobust.loops import at_most
 from jaxrobust.losses import Loss
 from jaxrobust.threat import Ball, Box, check_ball, check_box, check_threat
 from jaxrobust.types import (
@@ -26,6 +27,16 @@ from jaxrobust.types import (
 
 ROUNDING = 16
 """A margin below so many units in the last place of the logits is no success elsewhere."""
+
+DRAWS = 16
+"""Fresh draws of a randomised model in each of which a success must hold.
+
+Our choice. A search that looks at N images near the boundary keeps one that the model gets wrong
+with a probability of about `N ** (-1 / DRAWS)`, and seldom one that it gets wrong less often.
+"""
+
+FRESH = 0x66726573
+"""Folded into a step's key for those draws, so that no gradient has seen them."""
 
 
 def lift(
@@ -161,9 +172,63 @@ def loss_of(model: Callable[..., PyTree], loss: Loss, y: Any) -> Callable[..., A
 def clear_success(loss: Loss, outputs: Any, label: Any) -> Bool[Array, ""]:
     """`losses.success` by more than rounding, so that it holds in any other compilation too.
 
-    The best of thousands of images lies as near to the boundary as it can.
+    The best of thousands of images lies as near to the boundary as it can. Logits of NaN, which
+    predict nothing, lie near no boundary.
     """
     logits = logits_of(outputs)
     size = jnp.max(jnp.where(jnp.isfinite(logits), jnp.abs(logits), 0))
-    clear = jnp.abs(losses.margin(logits, label)) > ROUNDING * jnp.finfo(logits.dtype).eps * size
-    return losses.success(loss, outputs, label) & clear
+    within = jnp.abs(losses.margin(logits, label)) <= ROUNDING * jnp.finfo(logits.dtype).eps * size
+    return losses.success(loss, outputs, label) & ~within
+
+
+def reached(
+    model: Callable[..., PyTree],
+    loss: Loss,
+    label: Any,
+    x: Float[Array, "*d"],
+    key: Key[Array, ""],
+    outputs: PyTree,
+) -> Bool[Array, ""]:
+    """Whether an image is a success: the one rule of all attacks that keep an image because it is.
+
+    It is a `clear_success`. One draw of a randomised model proves nothing, and the luckiest of many
+    less: there it must also be one in each of `DRAWS` fresh draws, up to the first that fails. They
+    are asked for only where the draw at hand succeeds.
+
+    Args:
+        model: `per_example` of the model.
+        loss: The aim; of outputs and label.
+        label: True class, or the target where the loss is targeted.
+        x: The image.
+        key: Of this step; fresh keys are folded from it.
+        outputs: Of the model at x, by whatever key.
+    """
+    hit = clear_success(loss, outputs, label)
+    if not getattr(model, "random", False):
+        return hit
+
+    def again(turn: Array, _: Array) -> Array:
+        return clear_success(loss, model(x, _fresh(key, turn)), label)
+
+    return at_most(DRAWS, lambda held: held, again, hit)
+
+
+def over_draws(
+    model: Callable[..., PyTree], x: Float[Array, "*d"], y: Any, key: Key[Array, ""]
+) -> tuple[Bool[Array, ""], Float[Array, ""]]:
+    """Whether a randomised model is wrong in each of `DRAWS` fresh draws, and their mean margin.
+
+    A draw that predicts nothing counts as infinitely wrong.
+    """
+
+    def draw(turn: Array) -> tuple[Array, Array]:
+        outputs = model(x, _fresh(key, turn))
+        gap = losses.margin(outputs, y)
+        return clear_success(losses.margin, outputs, y), jnp.where(jnp.isnan(gap), jnp.inf, gap)
+
+    wrong, gaps = jax.lax.map(draw, jnp.arange(DRAWS))
+    return jnp.all(wrong), jnp.mean(gaps)
+
+
+def _fresh(key: Key[Array, ""], turn: Array) -> Key[Array, ""]:
+    return jax.random.fold_in(jax.random.fold_in(key, FRESH), turn)

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import losses
-from jaxrobust.attacks._lift import check_model
+from jaxrobust.attacks._lift import check_model, reached
 from jaxrobust.attacks._variants import made_of
 from jaxrobust.losses import Loss
 from jaxrobust.threat import UNIT_BOX, Box, Threat, check_threat
@@ -199,9 +199,12 @@ def every_target(attack: MinimumNorm) -> Callable[..., EveryTarget]:
         rows = jnp.repeat(jnp.arange(len(x)), num_classes - 1)
         keys = jax.vmap(jax.random.fold_in)(keys[rows], target.ravel())
         x_adv = attack(logits_fn, x[rows], y[rows], key=keys, box=box, target=target.ravel())
-        outputs = jax.vmap(per_example(logits_fn))(x_adv, keys)
-        aimed = losses.targeted(losses.margin)
-        hit = jax.vmap(lambda out, t: losses.success(aimed, out, t))(outputs, target.ravel())
+        model, aimed = per_example(logits_fn), losses.targeted(losses.margin)
+
+        def judged(x: Array, key: Array, target: Array) -> Array:
+            return reached(model, aimed, target, x, key, model(x, key))
+
+        hit = jax.vmap(judged)(x_adv, keys, target.ravel())
         shape = target.shape
         return EveryTarget(x_adv.reshape(*shape, *x.shape[1:]), target, hit.reshape(shape))
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxrobust import checks, losses
 from jaxrobust.attacks._box_descent import pick
 from jaxrobust.attacks._flow import check_grid, shown
-from jaxrobust.attacks._lift import lift_free
+from jaxrobust.attacks._lift import lift_free, reached
 from jaxrobust.attacks._minimum_norm import aim, check_untargeted
 from jaxrobust.losses import Loss
 from jaxrobust.threat import UNIT_BOX, Box, check_box
@@ -50,7 +50,8 @@ def rotation_translation(
         logits_fn: `(batch, height, width, ...) -> (batch, classes)`; see `per_example`.
         x: `(batch, height, width)` images inside the box, or with channels.
         y: `(batch,)` true labels.
-        key: Typed key, used by randomised models only: a draw of their own for each image.
+        key: Typed key, used by randomised models only: a draw of their own for each image, of which
+            the loss is; success takes 16 more, in each of which it must hold.
         box: Legal pixel values.
         target: `(batch,)` wanted classes; None where any wrong class will do.
         loss: Untargeted loss of one example, to be maximised.
@@ -115,8 +116,9 @@ def _search(
     grid = np.stack(np.meshgrid(angles, shifts, shifts, indexing="ij"), -1).reshape(-1, 3)
 
     def judged(move: Array, key: Array) -> tuple[Array, Array, Array]:
-        outputs = model(shown(x, motion(x.shape, move[0], move[1:]), box), key)
-        return move, aimed(outputs, label), losses.success(aimed, outputs, label)
+        image = shown(x, motion(x.shape, move[0], move[1:]), box)
+        outputs = model(image, key)
+        return move, aimed(outputs, label), reached(model, aimed, label, image, key, outputs)
 
     def step(best: Any, turn: tuple[Array, Array]) -> tuple[Any, None]:
         new = judged(turn[0], jax.random.fold_in(key, turn[1]))

@@ -97,8 +97,8 @@ def success(loss: Loss, outputs: PyTree, y: Any) -> Array:
     """Whether an attack with this loss has reached its aim at these outputs of one example.
 
     Untargeted: the predicted class is not `y`; targeted: it is. Ties go to the lower class index,
-    as in `argmax`; logits with NaN or +inf predict nothing. A penalty must be 0, and a confidence
-    (`confident`) be reached.
+    as in `argmax`; logits with NaN or +inf predict nothing, so that untargeted they are a success
+    at any confidence. A penalty must be 0, and a confidence (`confident`) be reached.
 
     >>> bool(success(margin, jnp.array([3.0, 1.0]), jnp.array(1)))
     True
@@ -110,8 +110,9 @@ def success(loss: Loss, outputs: PyTree, y: Any) -> Array:
         towards = towards or isinstance(aimed, targeted)
         aimed = aimed.loss
     logits = logits_of(outputs)
-    hit = jnp.all(logits < jnp.inf) & (jnp.argmax(logits) == y)
+    predicts = jnp.all(logits < jnp.inf)
+    hit = predicts & (jnp.argmax(logits) == y)
     if isinstance(aimed, CarliniWagner) and aimed.kappa:
         gap = margin(logits, y)
-        reached &= (-gap if towards else gap) >= aimed.kappa
+        reached &= ~predicts | ((-gap if towards else gap) >= aimed.kappa)
     return reached & (hit if towards else ~hit)
