@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -204,7 +205,7 @@ def _per_eps(network: list[Any], x: Any, y: Any, bound: Any, constants: dict[str
         for eps in (0.0, 1e-3)
     )
     wrong = np.isfinite(near)
-    return ((near - far) / 1e-3)[wrong]
+    return (near[wrong] - far[wrong]) / 1e-3
 
 
 def as_printed(network: list[Any]) -> dict[str, np.ndarray]:
@@ -221,13 +222,13 @@ def as_printed(network: list[Any]) -> dict[str, np.ndarray]:
         matrix = jnp.asarray(v[:, None] * scaled.T, jnp.float32)
         return jr.linalg.mixing(lambda t: matrix @ t, right, 300).value
 
-    classes = range(v.shape[1])
-    sdp = [[float(program(jnp.asarray(v[:, i, j]))) if i != j else 0.0 for j in classes]
-           for i in classes]  # fmt: skip
+    sdp = np.zeros(v.shape[1:])
+    for i, j in itertools.combinations(range(len(sdp)), 2):
+        sdp[i, j] = sdp[j, i] = program(jnp.asarray(v[:, i, j]))
     return {
         "frobenius": np.linalg.norm(kernel) * lengths,
         "spectral": np.linalg.norm(kernel, 2) * lengths,
-        "sdp": np.asarray(sdp),
+        "sdp": sdp,
     }
 
 

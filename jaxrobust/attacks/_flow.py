@@ -87,9 +87,8 @@ def flow_field(
     such that a w of ones moves no pixel by more than 1. It starts as published, uniformly in [0, 1)
     (all in one direction, which is never on a kink), drawn from `key`. In w one step moves regions
     and not single pixels, between which the roots of the variation are steepest. Adam descends, in
-    steps that shrink linearly to nothing. Of 100 MNIST images (784-512-10, tau .05, 200 steps) that
-    breaks 99, at a mean variation of 27 (median 0.6: all but a translation); on the flow itself
-    Adam breaks 84, at 70. L-BFGS, in w as well, stays behind Adam at equal gradients.
+    steps that shrink linearly to nothing; `benchmarks.run flow` compares that with L-BFGS, in w and
+    in the flow, and with Adam in the flow.
 
     Memory: some ten flows a row beside what one gradient of the model takes.
 
