@@ -51,7 +51,11 @@ MINIMUM_NORM = {
         initial_c=0.01,
     ),
     "carlini_wagner_linf": functools.partial(
-        jr.attacks.carlini_wagner_linf, num_steps=60, learning_rate=0.02, initial_c=0.1
+        jr.attacks.carlini_wagner_linf,
+        num_steps=60,
+        learning_rate=0.02,
+        initial_c=0.1,
+        abort_early=False,  # a tenth of so few steps is no time to judge progress
     ),
     "deepfool": jr.attacks.deepfool,
     "fab": functools.partial(jr.attacks.fab, num_steps=20, num_restarts=2),
