@@ -1,7 +1,7 @@
 """Compiler flags of the tests: most of a test is compilation.
 
 Half of it goes without LLVM's optimisations, and half of the rest without XLA's newer code for
-fusions. Doctests compile as users do.
+fusions. Doctests are compiled so too.
 """
 
 import tempfile
