@@ -11,6 +11,7 @@ import pytest
 from contracts import problem
 from quick import COMMAND
 
+from jaxrobust.cli import main
 from jaxrobust.cli._bounds import EVERY_NORM, certificates
 from jaxrobust.models import small_cnn
 from jaxrobust.threat import Ball
@@ -146,23 +147,34 @@ def test_evaluate_the_users_own_model(tmp_path, function):
         (("train", "--out", "x", "--batch-size", "9999"), "batch_size"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_two(tmp_path, args, message):
+def test_mistakes_are_one_line_and_exit_code_two(tmp_path, monkeypatch, capsys, args, message):
     (tmp_path / "mine.py").write_text(MODELS)
-    done = jaxrobust(*args, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("jaxrobust: ")]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    assert main(args) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
     assert len(lines) == 1
+    assert lines[0].startswith("jaxrobust: ")
     assert message in lines[0]
+
+
+def test_mistakes_end_the_process_so_too(tmp_path):
+    done = jaxrobust("evaluate", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("jaxrobust: ")
     assert "Traceback" not in done.stderr
-
-
-def test_unknown_options_and_help(tmp_path):
     assert jaxrobust("demo", "--nonsense", cwd=tmp_path).returncode == 2
-    for command in ("demo", "train", "evaluate", "certify", "report"):
-        done = jaxrobust(command, "--help", cwd=tmp_path)
-        assert done.returncode == 0
-        assert "--help" in done.stdout or "-h" in done.stdout
-    assert "demo" in jaxrobust("--help", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("command", [(), *zip(["demo", "train", "evaluate", "certify", "report"])])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--help" in shown
+    assert "demo" in shown or command
 
 
 def test_a_report_has_the_tightest_certificates_it_can_afford():
