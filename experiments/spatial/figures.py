@@ -133,7 +133,7 @@ def _taus(path: Path, found: dict[str, Any], names: Sequence[str]) -> None:
 def _ellipse(path: Path) -> None:
     """Figure 7: all flows of two pixels, mirrored, and their box, for eps 2 and as printed."""
     figure, axes = panels(2)
-    matrix = np.array([[4.0, -2.0], [-2.0, 4.0]])
+    matrix = np.array([[5.0, -2.0], [-2.0, 5.0]])  # Dirichlet
     values, vectors = np.linalg.eigh(matrix)
     lambdas = np.sqrt(np.diag(np.linalg.inv(matrix)))
     eps = 2.0
@@ -150,7 +150,9 @@ def _ellipse(path: Path) -> None:
         axis.add_patch(Rectangle(tuple(corner), *sides, fill=False, edgecolor="tab:red"))
         axis.set(title=title, xlabel="pixel 1", ylabel="pixel 2", xlim=(-1.6, 1.6),
                  ylim=(-1.6, 1.6), aspect="equal")  # fmt: skip
-    figure.suptitle("$\\|M r\\| \\leq 2$, two pixels (zero mean of neither)", fontsize=9)
+    figure.suptitle(
+        "$\\|M r\\| \\leq 2$ on an image of 1 x 2, Dirichlet, and its mirror image", fontsize=9
+    )
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
