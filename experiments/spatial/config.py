@@ -88,7 +88,7 @@ PRESETS = {
 
 LOWER = ("nt", "rd", "at")
 LINEAR = ("linear nt", "linear rd", "linear at")
-UPPER = ("nt", "at", "fro", "spe", "sdp")
+UPPER = ("nt", "at", "fro", "spe", "sdp", "rd")
 SIX = ("nt", "at", "sdp", "stn", "fro", "spe")
 """The networks of Figures 2 and 4, of Figure 8, of Figures 5 and 11, and of Figure 6."""
 
