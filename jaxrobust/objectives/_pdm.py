@@ -65,6 +65,7 @@ def pdm(forward: Forward, *, same_class: float = 0.5) -> Objective:
             "variance": class_variance(embedding, y),
             "siamese": pair_loss(embedding, pairs),
         }
-        return sum(terms.values()), {"accuracy": reversed_accuracy(outputs, y), **terms}
+        total = sum(terms.values(), start=jnp.zeros((), each.dtype))
+        return total, {"accuracy": reversed_accuracy(outputs, y), **terms}
 
     return from_batch_loss(forward, loss)
