@@ -471,3 +471,16 @@ def test_training_separates_the_classes():
     alike = y[:, None] == y
     assert (units @ units.T)[alike].mean() > 0.9
     assert np.abs((units @ units.T)[~alike]).mean() < 0.2
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_double_precision_without_implicit_promotion(params, batch, name):
+    single, _ = step(ALL[name](forward), params, batch)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), params)
+        x = jnp.asarray(np.asarray(batch.x, np.float64))
+        out, grads = step(ALL[name](forward), wide, batch._replace(x=x))
+        assert {leaf.dtype for leaf in jax.tree.leaves((out.loss, grads))} == {np.dtype(np.float64)}
+        # Pairs are others: draws depend on the precision of uniform numbers.
+        if name in ("reverse_cross_entropy", "reduce_variance"):
+            np.testing.assert_allclose(out.loss, single.loss, rtol=1e-5)

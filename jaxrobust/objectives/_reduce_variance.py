@@ -62,7 +62,8 @@ def class_variance(
     0.5
     """
     alike = y[:, None] == y[None, :]
-    share = alike / jnp.sum(alike, axis=1, keepdims=True, dtype=embedding.dtype)
+    ones = alike.astype(embedding.dtype)
+    share = ones / jnp.sum(ones, axis=1, keepdims=True)
     # From each class's first row, which leaves the variance as it is, and nothing of equal rows.
     centred = embedding - jax.lax.stop_gradient(embedding[jnp.argmax(alike, axis=1)])
     means = jnp.matmul(share, centred, precision=jax.lax.Precision.HIGHEST)

@@ -118,7 +118,8 @@ def pair_loss(embedding: Float[Array, "batch features"], pairs: Pairs) -> Float[
     cosines = jnp.matmul(units, units.T, precision=jax.lax.Precision.HIGHEST)
     rows = jnp.arange(embedding.shape[0])
     chosen = pairs.partner[:, None] == rows
-    off = jnp.abs(jnp.sum(jnp.where(chosen, cosines, 0), axis=1) - pairs.same)
+    cosine = jnp.sum(jnp.where(chosen, cosines, 0), axis=1)
+    off = jnp.abs(cosine - pairs.same.astype(cosine.dtype))
     return mean_over(jnp.where(pairs.partner == rows, 0, off), pairs.kept)
 
 
