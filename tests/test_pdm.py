@@ -478,8 +478,8 @@ def test_double_precision_without_implicit_promotion(params, batch, name):
     single, _ = step(ALL[name](forward), params, batch)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         wide = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), params)
-        x = jnp.asarray(np.asarray(batch.x, np.float64))
-        out, grads = step(ALL[name](forward), wide, batch._replace(x=x))
+        exact = batch._replace(x=jnp.asarray(np.asarray(batch.x, np.float64)), y=jnp.asarray(Y))
+        out, grads = step(ALL[name](forward), wide, exact)
         assert {leaf.dtype for leaf in jax.tree.leaves((out.loss, grads))} == {np.dtype(np.float64)}
         # Pairs are others: draws depend on the precision of uniform numbers.
         if name in ("reverse_cross_entropy", "reduce_variance"):
