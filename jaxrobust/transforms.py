@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
 from jaxrobust.checks import check_sigma
-from jaxrobust.types import LogitsFn, Randomized, as_partial
+from jaxrobust.types import LogitsFn, Randomized, as_partial, logits_of
 
 
 def normalized(logits_fn: LogitsFn, mean: Any, std: Any) -> LogitsFn:
@@ -74,3 +74,40 @@ def _noisy(logits_fn: LogitsFn, sigma: Array, x: Array, key: Array) -> PyTree:
     noise_key, model_key = jax.random.split(key)
     x = x + sigma.astype(x.dtype) * jax.random.normal(noise_key, x.shape, x.dtype)
     return logits_fn(x, model_key) if isinstance(logits_fn, Randomized) else logits_fn(x)
+
+
+def reversed_logits(logits_fn: LogitsFn) -> LogitsFn:
+    """The model with `-z` in place of its logits z, whatever else it returns left as it is.
+
+    A network trained by `objectives.reverse_cross_entropy` or `pdm` predicts by `softmax(-z)`:
+    attacks, `evaluate` and detectors want it so wrapped, and training as it is.
+
+    Args:
+        logits_fn: A model, possibly `Randomized`, of logits or of a tuple that they are the first
+            of.
+
+    Returns:
+        The reversed model, a pytree wherever the given one is.
+
+    References: Pang et al. 2018 (RCE); paper 004 leaves it out; methods.md K.
+
+    >>> reversed_logits(lambda x: x)(jnp.array([[3.0, 1.0]]))
+    Array([[-3., -1.]], dtype=float32)
+    """
+    if isinstance(logits_fn, Randomized):
+        return Randomized(Partial(_reversed, logits_fn.fn))
+    return Partial(_reversed, as_partial(logits_fn))
+
+
+def _reversed(logits_fn: LogitsFn, x: Array, *key: Array) -> PyTree:
+    return reversed_outputs(logits_fn(x, *key))
+
+
+def reversed_outputs(outputs: PyTree) -> PyTree:
+    """What `reversed_logits` makes of a model's outputs.
+
+    >>> reversed_outputs((jnp.array([3.0, 1.0]), "untouched"))
+    (Array([-3., -1.], dtype=float32), 'untouched')
+    """
+    reverse = -logits_of(outputs)
+    return (reverse, *outputs[1:]) if isinstance(outputs, tuple) else reverse

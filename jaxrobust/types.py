@@ -115,6 +115,28 @@ def logits_of(outputs: PyTree) -> Any:
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
+def embedding_of(outputs: PyTree) -> Float[Array, "batch features"]:
+    """The embeddings among a model's outputs for a batch: the second of a tuple, flattened.
+
+    Raises:
+        ValueError: For a model that returns logits alone, or no array of a row each behind them.
+
+    >>> embedding_of((jnp.zeros((4, 10)), jnp.zeros((4, 2, 8)))).shape
+    (4, 16)
+    """
+    if not isinstance(outputs, tuple) or len(outputs) < 2:
+        came = f"a tuple of {len(outputs)}" if isinstance(outputs, tuple) else "logits alone"
+        raise ValueError(f"the model must return a tuple (logits, embedding); got {came}")
+    logits, embedding = outputs[:2]
+    shape = jnp.shape(embedding)
+    if len(shape) < 2 or shape[0] != jnp.shape(logits)[0]:
+        raise ValueError(
+            f"the model's embedding must have shape ({jnp.shape(logits)[0]}, *dims), a row for "
+            f"each row of logits; got {shape}"
+        )
+    return jnp.reshape(embedding, (shape[0], -1))
+
+
 def predicted_class(logits: Float[Array, "*batch classes"]) -> Int[Array, "*batch"]:
     """Class of the largest logit; -1 where logits hold NaN or +inf, which predict nothing.
 

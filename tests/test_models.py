@@ -1,5 +1,6 @@
 """Networks, their explicit layers, transforms, and models of other makes."""
 
+import functools
 import itertools
 
 import jax
@@ -71,7 +72,7 @@ def test_wide_resnet_has_its_published_size():
 
 
 def test_wide_resnet_standardises_images_and_trains_against_frozen_statistics():
-    model = jr.models.WideResNet((4, 4, 6, 8), num_units=1, num_classes=3)
+    model = jr.models.ResNet((4, 4, 6, 8), 1, 3, standardise=True)
     x = np.random.default_rng(0).uniform(0.3, 0.6, (8, 8, 8, 3)).astype(np.float32)
     y = np.arange(8) % 3
     variables = model.init(jax.random.key(1), x)
@@ -98,6 +99,130 @@ def test_wide_resnet_standardises_images_and_trains_against_frozen_statistics():
     assert jax.tree.structure(before) == jax.tree.structure(after)
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before, after)
     assert min(jax.tree.leaves(moved)) > 0
+
+
+@pytest.mark.parametrize(
+    ("depth", "shape"), [(32, (32, 32, 3)), (56, (32, 32, 3)), (56, (28, 28, 1)), (8, (7, 5, 2))]
+)
+def test_resnet_has_its_published_size(depth, shape):
+    """Layers with weights, and their numbers by hand; a dozen known names."""
+    model = jr.models.resnet(depth)
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    n = (depth - 2) // 6
+    params = variables["params"]
+    assert set(params) == {
+        *(f"Conv_{i}" for i in range(6 * n + 1)),
+        *(f"BatchNorm_{i}" for i in range(6 * n + 1)),
+        "Dense_0",
+    }
+    convolutions, normalised, before = 9 * shape[-1] * 16, 0, 16
+    for width in (16, 32, 64):
+        convolutions += 9 * (before * width + (2 * n - 1) * width * width)
+        normalised += before + (2 * n - 1) * width
+        before = width
+    expected = convolutions + 2 * (normalised + 64) + 64 * 10 + 10
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+    published = {(32, 3): 464_154, (56, 3): 853_018}
+    assert expected == published.get((depth, shape[-1]), expected)
+    logits, embedding = jax.eval_shape(
+        functools.partial(model.apply, method="outputs"), variables, x
+    )
+    assert (logits.shape, embedding.shape) == ((2, 10), (2, 64))
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("depth", [2, 31, 54, 56.0, True])
+def test_resnets_of_other_depths_are_refused(depth):
+    with pytest.raises(ValueError, match="depth must be"):
+        jr.models.resnet(depth)
+
+
+@pytest.fixture(scope="module")
+def small_resnet():
+    model = jr.models.ResNet((2, 3, 4, 5), num_units=1, num_classes=3)
+    x = np.random.default_rng(0).uniform(size=(8, 9, 6, 1)).astype(np.float32)
+    return model, model.init(jax.random.key(1), x), x
+
+
+def test_resnet_gives_logits_and_embedding_in_one_pass(small_resnet):
+    model, variables, x = small_resnet
+    logits, embedding = jax.jit(functools.partial(model.apply, method="outputs"))(variables, x)
+    np.testing.assert_allclose(model.apply(variables, x), logits, atol=1e-5)
+    np.testing.assert_allclose(model.apply(variables, x, method="embed"), embedding, atol=1e-5)
+    dense = variables["params"]["Dense_0"]
+    np.testing.assert_allclose(embedding @ dense["kernel"] + dense["bias"], logits, atol=1e-5)
+    named = jax.tree.map(jnp.shape, variables)
+    again = model.init(jax.random.key(1), x, method="outputs")
+    assert jax.tree.map(jnp.shape, again) == named
+
+
+def test_resnet_is_the_network_written_out(small_resnet):
+    """Images shifted by a half; convolution, three units, the first of which shares its input."""
+    model, variables, x = small_resnet
+    variables = jax.tree.map(
+        lambda leaf: leaf + jax.random.uniform(jax.random.key(2), leaf.shape), variables
+    )
+    params, stats = variables["params"], variables["batch_stats"]
+
+    def conv(i, h, stride=1):
+        return jax.lax.conv_general_dilated(
+            h, params[f"Conv_{i}"]["kernel"], (stride, stride), "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+
+    def active(i, h):
+        scale, moments = params[f"BatchNorm_{i}"], stats[f"BatchNorm_{i}"]
+        h = (h - moments["mean"]) / np.sqrt(moments["var"] + 1e-3)
+        h = h * scale["scale"] + scale["bias"]
+        return np.where(h > 0, h, 0.1 * h)
+
+    def pooled(h):  # the mean of what there is in each square of two
+        rows, cols = (range(0, size, 2) for size in h.shape[1:3])
+        return np.stack(
+            [np.stack([h[:, i : i + 2, j : j + 2].mean((1, 2)) for j in cols], 1) for i in rows], 1
+        )
+
+    h = active(0, conv(0, jnp.asarray(x) - 0.5))
+    h = np.asarray(conv(2, active(1, conv(1, h)))) + np.pad(h, [(0, 0)] * 3 + [(0, 1)])
+    for first, pad in ((3, (0, 1)), (5, (0, 1))):
+        branch = conv(first + 1, active(first, conv(first, active(first - 1, h), 2)))
+        h = np.asarray(branch) + np.pad(pooled(h), [(0, 0)] * 3 + [pad])
+    embedding = active(6, h).mean((1, 2))
+    expected = embedding @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+    found = model.apply(variables, x, method="outputs")
+    np.testing.assert_allclose(found[1], embedding, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_resnet_trains_on_embeddings_and_is_attacked_frozen(small_resnet):
+    model, variables, x = small_resnet
+    apply = functools.partial(model.apply, method="outputs")
+    forward, frozen = jr.objectives.from_stateful_module(apply)
+    params, state = variables["params"], {"batch_stats": variables["batch_stats"]}
+    y = np.arange(8) % 3
+    done = jr.train.fit(
+        jr.objectives.pdm(forward), params, optax.sgd(0.05), (x, y), key=jax.random.key(2),
+        num_epochs=2, batch_size=4, model_state=state,
+    )  # fmt: skip
+    after = done.model_state["batch_stats"]
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state["batch_stats"], after)
+    assert min(jax.tree.leaves(moved)) > 0
+
+    outputs, kept = frozen(done.params, done.model_state, jnp.asarray(x))
+    assert kept is done.model_state
+    logits_fn = jr.transforms.reversed_logits(
+        jax.tree_util.Partial(apply, {"params": done.params, **done.model_state})
+    )
+    logits, embedding = logits_fn(jnp.asarray(x))
+    np.testing.assert_array_equal(logits, -outputs[0])
+    np.testing.assert_array_equal(embedding, outputs[1])
+    one = jax.vmap(lambda image: logits_fn(image[None])[0][0])(jnp.asarray(x))  # rows alone
+    np.testing.assert_allclose(one, logits, atol=1e-5)
+    x_adv = jr.attacks.fgsm(
+        logits_fn, x, jnp.argmax(logits, -1), key=jax.random.key(0), ball=jr.Ball("linf", 0.1)
+    )
+    assert float(jnp.abs(x_adv - x).max()) > 0.05
 
 
 def test_madry_cnn_pools_as_flax_does():
@@ -142,6 +267,39 @@ def test_normalized_is_the_model_of_raw_images():
     assert float(jnp.abs(x_adv - x).max()) <= 0.1 + 1e-6
     with pytest.raises(ValueError, match="std must be positive"):
         jr.transforms.normalized(model, 0.0, 0.0)
+
+
+def test_reversed_logits_leaves_all_else_alone():
+    weights = jnp.eye(12)[:, :3]
+    model = jax.tree_util.Partial(lambda w, x: (x.reshape(len(x), -1) @ w, x, {"more": x}), weights)
+    x = jax.random.uniform(jax.random.key(0), (4, 2, 2, 3))
+    found, expected = jr.transforms.reversed_logits(model)(x), model(x)
+    np.testing.assert_array_equal(found[0], -expected[0])
+    for same in zip(*map(jax.tree.leaves, (found[1:], expected[1:])), strict=True):
+        np.testing.assert_array_equal(*same)
+    twice = jr.transforms.reversed_logits(jr.transforms.reversed_logits(model))
+    np.testing.assert_array_equal(twice(x)[0], expected[0])
+    alone = jr.transforms.reversed_logits(lambda x: x.reshape(len(x), -1))
+    np.testing.assert_array_equal(alone(x), -x.reshape(4, -1))
+
+    (leaf,) = jax.tree.leaves(jr.transforms.reversed_logits(model))
+    assert leaf is weights
+    key = jax.random.key(1)
+    noisy = jr.Randomized(lambda x, key: (x[:, 0, 0] + jax.random.normal(key, (len(x), 3)), x))
+    reverse = jr.transforms.reversed_logits(noisy)
+    assert isinstance(reverse, jr.Randomized)
+    np.testing.assert_array_equal(reverse(x, key)[0], -noisy(x, key)[0])
+
+    traces = []
+
+    @jax.jit
+    def run(logits_fn, x):
+        traces.append(1)
+        return logits_fn(x)[0]
+
+    for w in (weights, 2 * weights):  # the weights are an argument: one program
+        run(jr.transforms.reversed_logits(jax.tree_util.Partial(model.func, w)), x)
+    assert len(traces) == 1
 
 
 def test_nnx_models_pass_as_callables():

@@ -11,6 +11,7 @@ from jaxrobust.losses._common import (
     generalized_cross_entropy,
     hinge,
     margin,
+    reverse_cross_entropy,
 )
 from jaxrobust.losses._dlr import dlr, targeted_dlr
 
@@ -31,6 +32,7 @@ __all__ = [
     "hinge",
     "margin",
     "penalized",
+    "reverse_cross_entropy",
     "success",
     "targeted",
     "targeted_dlr",

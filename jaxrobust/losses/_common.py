@@ -52,6 +52,35 @@ def hinge(outputs: PyTree, y: Int[Array, ""]) -> Float[Array, ""]:
     return jnp.maximum(0.0, 1.0 + margin(outputs, y))
 
 
+def reverse_cross_entropy(outputs: PyTree, y: Int[Array, ""]) -> Float[Array, ""]:
+    """Cross-entropy with the reversed label, `-1 / (L - 1) sum_{j != y} log softmax_j(z)`, in nats.
+
+    The least logit wins: a network trained so predicts by `softmax(-z)`, which is
+    `transforms.reversed_logits`. No smaller than `log(L - 1)`, L the number of classes, which is
+    where all classes but y share the probability evenly.
+
+    Args:
+        outputs: The network's own logits z, not reversed, or a tuple that they are the first of.
+        y: True class.
+
+    Raises:
+        ValueError: For fewer than two classes.
+
+    References: Pang et al. 2018 (RCE); paper 004, sec. 3.3, which leaves out that the test uses
+        `softmax(-z)`; methods.md K.
+
+    >>> float(reverse_cross_entropy(jnp.array([-50.0, 0.0, 0.0]), jnp.array(0)))  # log 2
+    0.693147...
+    """
+    logits = logits_of(outputs)
+    if logits.size < 2:
+        raise ValueError(f"outputs must hold logits of at least two classes; got {logits.size}")
+    own = jnp.arange(logits.size) == y
+    others = jnp.sum(jnp.where(own, 0.0, jax.nn.log_softmax(logits)))
+    # NaN, as `of_class` has it, where the label is none of the classes.
+    return jnp.where(jnp.any(own), -others / (logits.size - 1), jnp.nan)
+
+
 @dataclasses.dataclass(frozen=True)
 class generalized_cross_entropy:  # noqa: N801 - reads as the function it is
     """`(1 - p_y^q) / q`, p the softmax: between cross-entropy (q to 0) and `1 - p_y` (q = 1).

@@ -14,7 +14,11 @@ from jaxrobust.objectives._madry import madry
 from jaxrobust.objectives._noise import gaussian_augmentation
 from jaxrobust.objectives._norms import frobenius_norm, spectral_norm
 from jaxrobust.objectives._pair_solvers import PairSolver, lanczos_dual, warm_mixing
+from jaxrobust.objectives._pdm import pdm
+from jaxrobust.objectives._reduce_variance import reduce_variance
+from jaxrobust.objectives._reverse_cross_entropy import reverse_cross_entropy
 from jaxrobust.objectives._sdp import sdp_regularized, sdp_robust
+from jaxrobust.objectives._siamese import siamese
 from jaxrobust.objectives._smooth_adv import smooth_adv
 from jaxrobust.objectives._spatial import flow_adversarial, spatial_sdp
 from jaxrobust.objectives._stability import stability
@@ -36,9 +40,13 @@ __all__ = [
     "lanczos_dual",
     "lp_robust",
     "madry",
+    "pdm",
+    "reduce_variance",
+    "reverse_cross_entropy",
     "scale",
     "sdp_regularized",
     "sdp_robust",
+    "siamese",
     "smooth_adv",
     "spatial_sdp",
     "spectral_norm",

@@ -71,7 +71,9 @@ def from_stateful_module(apply: Callable[..., Any]) -> tuple[Forward, Forward]:
 
     Args:
         apply: `module.apply`, called with `train=True` and all collections but "params" mutable, or
-            with neither. `model_state` is the module's variables without "params".
+            with neither. `model_state` is the module's variables without "params". Another method
+            of the module is `functools.partial(module.apply, method="outputs")`: logits and
+            embedding of `models.resnet`. Make it once, for each such partial is a program apart.
 
     >>> import flax.linen as nn
     >>> class Model(nn.Module):
@@ -113,6 +115,30 @@ def from_loss(forward: Forward, loss: Loss, accuracy: str = "accuracy") -> Objec
     0.693147...
     """
 
+    def mean_loss(outputs: PyTree, y: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+        del key
+        hits = jnp.argmax(logits_of(outputs), axis=-1) == y
+        return jnp.mean(jax.vmap(loss)(outputs, y)), {accuracy: jnp.mean(hits)}
+
+    return from_batch_loss(forward, mean_loss)
+
+
+def from_batch_loss(
+    forward: Forward, loss: Callable[[PyTree, Array, Array], tuple[Array, dict[str, Array]]]
+) -> Objective:
+    """A loss of the whole batch's outputs, in one pass of the model; no state.
+
+    Args:
+        forward: The model.
+        loss: `loss(outputs, y, key) -> (scalar, metrics)`, minimised; for losses in which rows
+            meet, or that draw.
+
+    >>> objective = from_batch_loss(lambda p, s, x: (x * p, s), lambda z, y, key: (z.sum(), {}))
+    >>> batch = Batch(jnp.ones((2, 1)), jnp.array([0, 0]), jnp.array([0, 1]))
+    >>> objective.value_and_grad(jnp.ones(1), {}, (), batch, key=jax.random.key(0))[1]
+    Array([2.], dtype=float32)
+    """
+
     def init(params: PyTree, key: Key[Array, ""]) -> tuple[()]:
         del params, key
         return ()
@@ -120,15 +146,12 @@ def from_loss(forward: Forward, loss: Loss, accuracy: str = "accuracy") -> Objec
     def value_and_grad(
         params: PyTree, model_state: PyTree, state: PyTree, batch: Batch, *, key: Key[Array, ""]
     ) -> tuple[Out, PyTree]:
-        del key
-
-        def mean_loss(params: PyTree) -> tuple[Array, Out]:
+        def total(params: PyTree) -> tuple[Array, Out]:
             outputs, new_state = forward(params, model_state, batch.x)
-            value = jnp.mean(jax.vmap(loss)(outputs, batch.y))
-            hits = jnp.argmax(logits_of(outputs), axis=-1) == batch.y
-            return value, Out(value, new_state, state, {accuracy: jnp.mean(hits)})
+            value, metrics = loss(outputs, batch.y, key)
+            return value, Out(value, new_state, state, metrics)
 
-        grads, out = jax.grad(mean_loss, has_aux=True)(params)
+        grads, out = jax.grad(total, has_aux=True)(params)
         return out, grads
 
     return Objective(init, value_and_grad)
