@@ -26,8 +26,10 @@ def exposed(logits_fn: LogitsFn, detector: ClassConditional) -> LogitsFn:
         x_adv = attacks.carlini_wagner_l2(detect.exposed(logits_fn, detector), x, y, key=key,
                                           loss=loss)
 
-    In `evaluate`, whose model is the watched one, `attacks.transfer(exposed(...), attack)` is the
-    same attack (its costs are then not counted).
+    In `evaluate`, whose model shows the embedding, `attacks.through` gives an attack this view of
+    it: `through(Partial(exposed, detector=detector), against(attack))`. The image that comes back
+    scores just above the threshold. So to bring an AUC down the threshold must be among the higher
+    clean scores: attack the detector with `median_thresholds`, and score by any.
 
     Args:
         logits_fn: `(batch, *dims) -> (logits, embedding)`, or `Randomized`.

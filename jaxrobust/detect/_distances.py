@@ -21,15 +21,15 @@ GROUP = 16
 
 
 class Points(NamedTuple):
-    """Reference points of each class, padded; `count` of them are real.
+    """Reference points of each class, padded; `sizes` of them are real.
 
     Attributes:
         values: `(blocks, classes, dims, BLOCK)`, dims padded by zeros to whole groups.
-        count: `(classes,)` points of each class.
+        sizes: `(classes,)` points of each class.
     """
 
     values: Float[Array, "blocks classes dims block"]
-    count: Int[Array, " classes"]
+    sizes: Int[Array, " classes"]
 
 
 def pack(embeddings: np.ndarray, labels: np.ndarray, num_classes: int) -> Points:
@@ -67,7 +67,7 @@ def squared_distances(
 
 def is_real(points: Points, block: Array) -> Array:
     """`(classes, BLOCK)` which points of a block are no padding."""
-    return block * BLOCK + jnp.arange(BLOCK) < points.count[:, None]
+    return block * BLOCK + jnp.arange(BLOCK) < points.sizes[:, None]
 
 
 def in_chunks(f: Any, z: Array, chunk: int) -> Any:
@@ -89,12 +89,12 @@ def log_densities(
     Points and bandwidth are constants to differentiation.
     """
     dtype = z.dtype
-    points = jax.lax.stop_gradient(Points(points.values.astype(dtype), points.count))
+    points = jax.lax.stop_gradient(Points(points.values.astype(dtype), points.sizes))
     width = jax.lax.stop_gradient(jnp.asarray(bandwidth, dtype))
     dims = z.shape[1]
     padded = jnp.pad(z, ((0, 0), (0, points.values.shape[2] - dims)))
     total = in_chunks(lambda part: _log_sum(part, points, width), padded, chunk)
-    size = jnp.log(points.count.astype(dtype)) + dims * (
+    size = jnp.log(points.sizes.astype(dtype)) + dims * (
         jnp.log(width) + jnp.asarray(0.5 * np.log(2 * np.pi), dtype)
     )
     return total - size
@@ -114,7 +114,7 @@ def _log_sum(z: Array, points: Points, width: Array) -> Array:
             terms = terms[..., :half] + terms[..., half:]
         return (new, total * jnp.exp(largest - new) + terms[..., 0]), None
 
-    zero = jnp.zeros_like(z, shape=(len(z), len(points.count)))
+    zero = jnp.zeros_like(z, shape=(len(z), len(points.sizes)))
     start = (zero + jnp.finfo(z.dtype).min, zero)
     (largest, total), _ = jax.lax.scan(add, start, _numbered(points))
     return largest + jnp.log(total)

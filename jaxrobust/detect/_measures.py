@@ -49,7 +49,7 @@ def _nearest(points: Points, z: Array, y: Array, chunk: int) -> Array:
     rows = jnp.concatenate([jnp.pad(z, ((0, 0), (0, dims - z.shape[1]))), y[:, None]], 1)
 
     def least(part: Array) -> Array:
-        others = jnp.arange(len(points.count)) != part[:, -1:]
+        others = jnp.arange(len(points.sizes)) != part[:, -1:]
 
         def look(least: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
             wanted = others[..., None] & is_real(points, block[1])
