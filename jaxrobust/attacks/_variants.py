@@ -115,8 +115,8 @@ def is_transfer(attack: Any) -> bool:
 def made_of(attack: Any) -> Iterator[Any]:
     """The functions that an attack is made of, from the outside in.
 
-    Looks through `functools.partial`, `at_eps`, `transfer` and `through`. What `first_success` makes is an
-    attack of its own: it brings into the ball what its members return.
+    Looks through `functools.partial`, `at_eps`, `transfer` and `through`. What `first_success`
+    makes is an attack of its own: it brings into the ball what its members return.
 
     >>> print in made_of(at_eps(Partial(print, 1), 0.1))
     True
