@@ -119,7 +119,7 @@ def detection_figure(shown: Detected) -> bytes | None:
         axes.plot([0, 1], [0, 1], zorder=0, **chance)
         for name, curve in curves.items():
             axes.plot(curve.false_positive, curve.detected, **looks[name])
-        axes.set_xlim(-0.01, 1.01)
+        axes.set_xlim(-0.01, 1.05)  # room for the last label
         axes.set_ylim(-0.01, 1.02)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1.0))
