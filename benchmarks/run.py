@@ -17,6 +17,7 @@ from rich.table import Table
 from benchmarks import (
     _clock,
     test_attack_strength,
+    test_detect_speed,
     test_evaluate_speed,
     test_flow_speed,
     test_parity,
@@ -33,11 +34,11 @@ class Args:
     """Measure one capability against its rivals; want a quiet machine."""
 
     which: tyro.conf.Positional[
-        Literal["speed", "smoothing", "evaluate", "parity", "sdp", "attacks", "flow"]
+        Literal["speed", "smoothing", "evaluate", "parity", "sdp", "attacks", "flow", "detect"]
     ]
     """speed: PGD; smoothing: gradients averaged over noise, on 32 images; evaluate: survivors only;
     parity: the same images as Foolbox; sdp: paper 003; attacks: strength and time of the others;
-    flow: stAdv."""
+    flow: stAdv; detect: densities of embeddings."""
     checkpoints: Path | None = None
     """Folder with the runs natural and adversarial of experiments.madry_mnist."""
     network: Path | None = None
@@ -85,6 +86,8 @@ def _measure(args: Args) -> Mapping[str, Sequence[Any]]:
         return test_sdp_speed.measure(test_sdp_speed.Setting(args.network), args.rounds)
     if args.which == "flow":
         return test_flow_speed.measure(test_flow_speed.Setting(seed=args.seed), args.rounds)
+    if args.which == "detect":
+        return test_detect_speed.measure(test_detect_speed.Setting(seed=args.seed), args.rounds)
     if args.which == "smoothing":
         smoothing = test_smoothing_speed.Setting(args.checkpoints, seed=args.seed)
         return test_smoothing_speed.measure(smoothing, args.rounds)
@@ -112,11 +115,12 @@ def _settings(args: Args) -> dict[str, Any]:
         "parity": (),
         "sdp": ("rounds",),
         "flow": ("rounds",),
+        "detect": ("rounds",),
         "attacks": ("num_images", "only"),
     }
     trained = "trained" if args.checkpoints or args.network or args.which == "flow" else "fresh"
     chosen: dict[str, Any] = {name: getattr(args, name) for name in used[args.which]}
-    return chosen if args.which == "parity" else chosen | {"weights": trained}
+    return chosen if args.which in ("parity", "detect") else chosen | {"weights": trained}
 
 
 def columns(row: Mapping[str, Any]) -> dict[str, str]:

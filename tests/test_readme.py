@@ -36,3 +36,23 @@ def test_the_examples_of_attacks_run():
     assert (np.asarray(logits_fn(names["x_near"])).argmax(-1) != y).all()
     contrast = names["watched"](names["x_near"])[1]
     assert (np.asarray(contrast) <= 0.9).all()
+
+
+def test_the_example_of_detectors_runs():
+    section = README.read_text().split("\n### Detectors\n")[1].split("\n### ")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    logits_fn, rng = linear(0), np.random.default_rng(1)
+    x_train, x_val, x = (
+        rng.uniform(size=(n, 4, 4, 1)).astype(np.float32) for n in (400, 200, 8)
+    )  # fmt: skip
+    # Every class has its points, however the network is drawn.
+    y_train, y_val = np.arange(400) % 10, np.arange(200) % 10
+    names = {
+        "functools": functools, "jax": jax, "jr": jr, "x": x, "key": jax.random.key(0),
+        "embedding_fn": lambda x: (logits_fn(x), x.reshape(len(x), -1)),
+        "y": np.asarray(logits_fn(x)).argmax(-1), "ball": jr.Ball("linf", 8 / 255),
+        "x_train": x_train, "y_train": y_train, "x_val": x_val, "y_val": y_val,
+    }  # fmt: skip
+    exec(block, names)
+    assert names["report"].findings == []
+    assert set(names["found"].detection_rate) == {"pgd", "pgd, aware"}

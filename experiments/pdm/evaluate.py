@@ -126,9 +126,7 @@ def clean(place: Place, name: str) -> dict[str, Any]:
     network, test = place.network(name), place.test
     logits, z = outputs_of(network, test.x)
     few = place.sizes.clusters
-    norms = np.asarray(
-        detect.jacobian_norm(network, test.x[:few], key=jax.random.key(place.seed))
-    )
+    norms = np.asarray(detect.jacobian_norm(network, test.x[:few], key=jax.random.key(place.seed)))
     margin = detect.embedding_margin(z[:few], test.y[:few], num_classes=CLASSES)
     return {
         "accuracy": float(np.mean(logits.argmax(1) == test.y)),

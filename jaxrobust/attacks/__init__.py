@@ -25,7 +25,7 @@ from jaxrobust.attacks._rotation_translation import rotation_translation
 from jaxrobust.attacks._second_order import second_order
 from jaxrobust.attacks._spatial_lower_bound import SpatialLowerBound, spatial_lower_bound
 from jaxrobust.attacks._square import square
-from jaxrobust.attacks._variants import at_eps, is_transfer, transfer
+from jaxrobust.attacks._variants import at_eps, is_transfer, through, transfer
 
 __all__ = [
     "EveryTarget",
@@ -65,5 +65,6 @@ __all__ = [
     "second_order",
     "spatial_lower_bound",
     "square",
+    "through",
     "transfer",
 ]

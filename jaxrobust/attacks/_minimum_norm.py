@@ -65,7 +65,7 @@ def against(attack: MinimumNorm, *, survivors_only: bool = False) -> Attack:
 def is_minimum_norm(attack: Any) -> bool:
     """Whether an attack came from `against`, so that what it returns may lie outside the ball.
 
-    Looks through `functools.partial`, `at_eps` and `transfer`.
+    Looks through `functools.partial`, `at_eps`, `transfer` and `through`.
 
     >>> from jaxrobust.attacks import deepfool, fgsm
     >>> is_minimum_norm(functools.partial(against(deepfool))), is_minimum_norm(fgsm)

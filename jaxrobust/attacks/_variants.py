@@ -1,9 +1,9 @@
-"""An attack at a radius of its own, or on another model; and what such an attack is made of."""
+"""An attack at a radius of its own, on another model or another view of it; and what it is of."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jax.tree_util import Partial
@@ -72,10 +72,39 @@ def _transferred(
     return attack(source, x, y, key=key, ball=ball)
 
 
+def through(view: Callable[[LogitsFn], LogitsFn], attack: Attack) -> Attack:
+    """A white-box attack on another view of the model: of what it shows besides its logits, say.
+
+    So an attack in `evaluate` knows a detector: `view` is `Partial(detect.exposed, detector=...)`,
+    and the attack's loss has `detect.hinge` for a penalty.
+
+    Args:
+        view: The model as the attack sees it, made of the model that it is called with; as a
+            `jax.tree_util.Partial` its arrays stay out of the compiled program.
+        attack: Any attack of the common form.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxrobust import Ball
+    >>> from jaxrobust.attacks import fgsm
+    >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
+    >>> through(lambda model: lambda x: -model(x), fgsm)(logits_fn, jnp.full((1, 2), 0.5),
+    ...     jnp.array([0]), key=jax.random.key(0), ball=Ball("linf", 0.25))
+    Array([[0.75, 0.75]], dtype=float32)
+    """
+    return Partial(_through, as_partial(view), as_partial(attack))
+
+
+def _through(
+    view: Callable[[LogitsFn], LogitsFn], attack: Attack, logits_fn: LogitsFn, x: Any, y: Any, *,
+    key: Any, ball: Threat,
+) -> Array:  # fmt: skip
+    return attack(view(logits_fn), x, y, key=key, ball=ball)
+
+
 def is_transfer(attack: Any) -> bool:
     """Whether an attack came from `transfer`, so that its gradients are another model's.
 
-    Looks through `functools.partial` and `at_eps`.
+    Looks through `functools.partial`, `at_eps` and `through`.
 
     >>> is_transfer(at_eps(transfer(print, print), 0.1)), is_transfer(print)
     (True, False)
@@ -86,8 +115,8 @@ def is_transfer(attack: Any) -> bool:
 def made_of(attack: Any) -> Iterator[Any]:
     """The functions that an attack is made of, from the outside in.
 
-    Looks through `functools.partial`, `at_eps` and `transfer`. What `first_success` makes is an
-    attack of its own: it brings into the ball what its members return.
+    Looks through `functools.partial`, `at_eps`, `transfer` and `through`. What `first_success`
+    makes is an attack of its own: it brings into the ball what its members return.
 
     >>> print in made_of(at_eps(Partial(print, 1), 0.1))
     True
@@ -97,7 +126,7 @@ def made_of(attack: Any) -> Iterator[Any]:
         yield func
         if func is _pinned:
             attack = attack.args[0]
-        elif func is _transferred:
+        elif func in (_transferred, _through):
             attack = attack.args[1]
         else:
             attack = func

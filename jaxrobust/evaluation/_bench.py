@@ -24,18 +24,20 @@ class Bench:
 
     def __init__(
         self, logits_fn: LogitsFn, x: Any, y: Any, ball: Threat, key: Any, size: int, store: Store,
-        progress: bool,
+        progress: bool, scores: Callable[..., dict[str, Any]] | None = None,
     ) -> None:  # fmt: skip
         self.logits_fn, self.x, self.y, self.ball, self.key = logits_fn, x, y, ball, key
         self.size, self.store, self.progress = size, store, progress
+        self.scores = scores or (lambda *_: {})  # of detectors: (logits_fn, x, keys) -> by name
 
     def predict(self, program: Any) -> dict[str, Any]:
         """Judge the clean images."""
 
         def compute(part: np.ndarray) -> dict[str, np.ndarray]:
             x, keys, _ = self._padded(part)
-            out = program(self.logits_fn, x, salted(keys, "judge clean"))
-            return {k: np.asarray(v)[: len(part)] for k, v in out._asdict().items()}
+            keys = salted(keys, "judge clean")
+            out = program(self.logits_fn, x, keys)._asdict() | self._scored(x, keys)
+            return {k: np.asarray(v)[: len(part)] for k, v in out.items()}
 
         return self._stage("clean", np.arange(len(self.y)), compute)
 
@@ -62,19 +64,20 @@ class Bench:
             ball = dataclasses.replace(self.ball, eps=jnp.asarray(eps, x.dtype))
             y = jnp.asarray(np.asarray(self.y[padded]))
             judge_keys = salted(keys, f"judge {name}")
-            return program(functions, x, y, salted(keys, name), judge_keys, ball)
+            out = program(functions, x, y, salted(keys, name), judge_keys, ball)
+            return out._asdict() | self._scored(out.image, judge_keys)
 
         def compute(part: np.ndarray) -> dict[str, np.ndarray]:
             try:
                 out = judged(part)
             except ValueError as error:
                 raise ValueError(f"attack {name!r}: {error}") from error
-            arrays = {k: np.asarray(v)[: len(part)] for k, v in out._asdict().items()}
+            arrays = {k: np.asarray(v)[: len(part)] for k, v in out.items()}
             return arrays | {"image": arrays["image"][part < keep]}
 
         if len(rows):
             return self._stage(f"attack {name}", rows, compute)
-        nobody = jax.eval_shape(lambda: judged(np.zeros(1, int)))._asdict()
+        nobody = jax.eval_shape(lambda: judged(np.zeros(1, int)))
         return {k: np.empty((0, *v.shape[1:]), v.dtype) for k, v in nobody.items()} | {
             "seconds": 0.0
         }
@@ -134,6 +137,9 @@ class Bench:
                 advance()
         joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
         return joined | {"seconds": seconds}
+
+    def _scored(self, x: Any, keys: Any) -> dict[str, Any]:
+        return {f"score {k}": v for k, v in self.scores(self.logits_fn, x, keys).items()}
 
     def _padded(self, part: np.ndarray) -> tuple[Any, Any, np.ndarray]:
         """Images and keys of some rows, repeated to fill the one shape that is compiled."""

@@ -78,7 +78,7 @@ def clean_program(votes: int, devices: tuple[Any, ...]) -> Callable[..., Clean]:
             changed = predicted_class(redrawn) != predicted_class(logits)
         return Clean(predicted, alike, changed)
 
-    return _sharded(clean, devices)
+    return sharded(clean, devices)
 
 
 @functools.lru_cache(maxsize=64)
@@ -96,7 +96,7 @@ def gradient_program(devices: tuple[Any, ...]) -> Callable[..., Slopes]:
         flat = jax.vmap(one)(x, y, keys).reshape(len(x), -1)
         return Slopes(jnp.all(flat == 0, -1), ~jnp.all(jnp.isfinite(flat), -1))
 
-    return _sharded(slopes, devices)
+    return sharded(slopes, devices)
 
 
 @functools.lru_cache(maxsize=64)
@@ -151,7 +151,7 @@ def attack_program(votes: int, devices: tuple[Any, ...]) -> Callable[..., Judged
             broken_at, outside, ~finite, image,
         )  # fmt: skip
 
-    return _sharded(attack_and_judge, devices)
+    return sharded(attack_and_judge, devices)
 
 
 def _predict(logits_fn: LogitsFn, votes: int, x: Array, keys: Array) -> Array:
@@ -170,7 +170,7 @@ def _predict(logits_fn: LogitsFn, votes: int, x: Array, keys: Array) -> Array:
     return jnp.where(jnp.sum(tally, -1) > 0, jnp.argmax(tally, -1), -1)
 
 
-def _sharded(program: Callable[..., Any], devices: tuple[Any, ...]) -> Callable[..., Any]:
+def sharded(program: Callable[..., Any], devices: tuple[Any, ...]) -> Callable[..., Any]:
     """Compile a program whose first argument is whole on each device, and whose others are rows."""
     mesh = Mesh(np.array(devices), (AXIS,))
     whole, rows = PartitionSpec(), PartitionSpec(AXIS)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import files
+from jaxrobust.detect import Roc, roc
 from jaxrobust.types import Finding
 
 
@@ -77,6 +78,30 @@ class CertificateRecord:
 
 
 @dataclasses.dataclass(frozen=True)
+class DetectorRecord:
+    """What a detector is worth; every accuracy is a fraction of all examples.
+
+    Attributes:
+        false_positive_rate: Share of the clean images that the model gets right that are rejected;
+            None, here and below, where there were none.
+        clean_accuracy: Right and accepted, without any attack.
+        robust_accuracy: Right and accepted without any attack, and right or rejected under each of
+            them: the worst case an example.
+        detection_rate: Share of an attack's successful images that are rejected, by its name.
+        auc: Area under the curve of detection against false positives, by name: of the images that
+            the model gets right and the attack breaks, clean against attacked.
+        accuracy: Right without any attack, and right or rejected under this one, by name.
+    """
+
+    false_positive_rate: float | None
+    clean_accuracy: float
+    robust_accuracy: float
+    detection_rate: dict[str, float | None]
+    auc: dict[str, float | None]
+    accuracy: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """The outcome of `evaluate`; every accuracy is a fraction of all examples.
 
@@ -92,7 +117,8 @@ class Report:
         certified_accuracy: Right and proved to stay so, by name of the certificate; deterministic
             certificates only.
         intervals: 95 % Clopper-Pearson intervals of the accuracies: "clean", "robust",
-            "after NAME", "under NAME", "certified NAME", "smoothed NAME".
+            "after NAME", "under NAME", "certified NAME", "smoothed NAME"; of a detector
+            "joint clean DETECTOR", "joint robust DETECTOR", "joint DETECTOR ATTACK".
         attacks: Cost and conduct of each attack.
         certificates: Claim of each certificate.
         findings: Measured doubts about these numbers.
@@ -106,12 +132,15 @@ class Report:
             elsewhere), "certified/NAME", "margin/NAME" (smallest proved margin); for a
             probabilistic certificate "smoothed/NAME" (certified for the label at eps),
             "radius/NAME", "BOUND_radius/NAME" for every bound, "smoothed_prediction/NAME" (-1 where
-            it abstains), "p1_low/NAME" and "p2_high/NAME".
+            it abstains), "p1_low/NAME" and "p2_high/NAME"; for a detector "score/DETECTOR" of the
+            clean image and "score/DETECTOR/ATTACK" (NaN where not run), negative where rejected,
+            and "joint/DETECTOR" (see `DetectorRecord.robust_accuracy`).
         images: Of the first rows only (`keep_images`): "clean" and "adversarial".
         smoothed_accuracy: Share whose label is certified with high probability, by name of the
             certificate. It speaks of the smoothed classifier, whose clean mistakes are its own.
         measured: Whether images show how far they are. Where they do not (flows), the attacks'
             budget was not re-checked, and every "distance" of a broken example is NaN.
+        detectors: What each detector is worth. All other accuracies are without any detector.
     """
 
     norm: str
@@ -133,6 +162,7 @@ class Report:
     images: dict[str, np.ndarray]
     smoothed_accuracy: dict[str, float] = dataclasses.field(default_factory=dict)
     measured: bool = True
+    detectors: dict[str, DetectorRecord] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         """The accuracies; everything else is a matter of the attributes."""
@@ -144,6 +174,7 @@ class Report:
         shown = [f"clean {self.clean_accuracy:.4g}"]
         shown += [f"{kind} {k} {v:.4g}" for kind, found in kinds.items() for k, v in found.items()]
         shown += [f"robust {self.robust_accuracy:.4g}"] if self.attacks else []
+        shown += [f"with {k} {v.robust_accuracy:.4g}" for k, v in self.detectors.items()]
         return (
             f"Report({self.norm} {self.eps:g}, {self.num_examples} examples: {', '.join(shown)}; "
             f"findings: {', '.join(finding.name for finding in self.findings) or 'none'})"
@@ -183,6 +214,20 @@ class Report:
         right = self.examples[f"smoothed_prediction/{name}"] == self.examples["label"]
         return np.asarray((right & (radius > np.asarray(eps, np.float64)[..., None])).mean(-1))
 
+    def roc(self, detector: str, attack: str) -> Roc | None:
+        """A detector's curve for the images that the model gets right and the attack breaks.
+
+        Args:
+            detector: The detector.
+            attack: The attack.
+
+        Returns:
+            Detection against false positives; None where the attack broke nothing.
+        """
+        fooled = self.examples["clean_correct"] & self.examples[f"success/{attack}"]
+        clean, attacked = (self.examples[f"score/{detector}{of}"] for of in ("", f"/{attack}"))
+        return roc(clean[fooled], attacked[fooled]) if fooled.any() else None
+
     def summary(self) -> dict[str, Any]:
         """Everything but the per-example arrays, as JSON can hold it."""
         fields = {
@@ -192,6 +237,7 @@ class Report:
         }
         fields["attacks"] = {k: dataclasses.asdict(v) for k, v in self.attacks.items()}
         fields["certificates"] = {k: dataclasses.asdict(v) for k, v in self.certificates.items()}
+        fields["detectors"] = {k: dataclasses.asdict(v) for k, v in self.detectors.items()}
         fields["findings"] = [finding._asdict() for finding in self.findings]
         return json.loads(json.dumps(fields))
 
@@ -211,6 +257,9 @@ class Report:
         fields["attacks"] = {k: AttackRecord(**v) for k, v in summary["attacks"].items()}
         fields["certificates"] = {
             k: CertificateRecord(**v) for k, v in summary["certificates"].items()
+        }
+        fields["detectors"] = {
+            k: DetectorRecord(**v) for k, v in summary.get("detectors", {}).items()
         }
         fields["findings"] = [Finding(**v) for v in summary["findings"]]
         fields["intervals"] = {k: (v[0], v[1]) for k, v in summary["intervals"].items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,13 @@ from jaxrobust.evaluation import _findings as findings
 from jaxrobust.evaluation._arguments import check, check_certificates
 from jaxrobust.evaluation._bench import Bench
 from jaxrobust.evaluation._count import count
+from jaxrobust.evaluation._detection import (
+    Detector,
+    check_detectors,
+    score_columns,
+    score_program,
+    summarised,
+)
 from jaxrobust.evaluation._judge import attack_program, clean_program, gradient_program
 from jaxrobust.evaluation._report import AttackRecord, Report
 from jaxrobust.evaluation._store import Store
@@ -42,6 +50,7 @@ def evaluate(
     ball: Threat,
     key: Keys,
     certificates: Mapping[str, Callable[..., MarginBound | SmoothedRadius]] | None = None,
+    detectors: Mapping[str, Detector] | None = None,
     batch_size: int = 256,
     survivors_only: bool = True,
     votes: int = 1,
@@ -58,6 +67,13 @@ def evaluate(
     run on all that the clean model gets right, so that `Report.accuracy_at` holds what they find
     whatever stands before them. Batches of attacks are spread over all devices, as the votes of
     smoothed certificates are.
+
+    With detectors, every attack runs on all that the clean model gets right, since an image that
+    breaks the model and is rejected does not settle its row. Each image that is judged is scored,
+    too: `Report.detectors` says how often clean and attacked ones are rejected and what accuracy
+    remains where a rejection counts as right under attack, and as wrong without. Accuracies
+    elsewhere in the report know no detector. Attacks that do not know it say little about it:
+    `detect.exposed` makes those that do.
 
     An example's result depends on the key and its index alone: not on its neighbours, the batch
     size, the number of devices or the order of the attacks (each draws from the checksum of its
@@ -77,10 +93,13 @@ def evaluate(
         key: Typed key of the whole evaluation.
         certificates: By name, `(x, y, *, key, ball) -> MarginBound | SmoothedRadius`; see
             `certify.on_layers` and `certify.on_model`. The two kinds are reported apart.
+        detectors: By name, `detector(outputs) -> (batch,)` of a batch of what the model returns,
+            `(logits, embedding)` as a rule; negative rejects. See `jaxrobust.detect`.
         batch_size: Rows at once on each device.
         survivors_only: False runs every attack on every example, for `accuracy_under`; True leaves
-            out those already wrong or broken, but see above for minimum-norm attacks.
-        votes: Predictions of a `Randomized` model that vote on each image.
+            out those already wrong or broken, but see above for minimum-norm attacks and detectors.
+        votes: Predictions of a `Randomized` model that vote on each image; the score of a detector
+            is their mean.
         keep_images: Keep clean and adversarial images of this many first rows in the report.
         directory: Where finished batches go; an evaluation that was killed and started again with
             the same arguments ends with identical results.
@@ -91,7 +110,8 @@ def evaluate(
 
     Raises:
         ValueError: For data, labels, key, ball, counts or model outputs that cannot be meant, for
-            a certificate that speaks of another threat, and for a directory of another evaluation.
+            a certificate that speaks of another threat, for a detector without a score for each
+            row, and for a directory of another evaluation.
 
     >>> import jax.numpy as jnp
     >>> from jaxrobust import Ball
@@ -108,6 +128,7 @@ def evaluate(
     devices = tuple(jax.local_devices())
     num_classes = check(logits_fn, x, y, attacks, certificates, ball, key, batch_size, votes)
     logits_fn = as_partial(logits_fn)
+    watched = check_detectors({} if detectors is None else detectors, logits_fn, x)
     settings = {
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "batch_size": batch_size,
@@ -126,11 +147,15 @@ def evaluate(
         "attacks": {name: fingerprint(attack) for name, attack in attacks.items()},
         "certificates": {name: fingerprint(bound) for name, bound in certificates.items()},
     }
+    # None where there are none, so that a directory of an earlier version stays good.
+    identity["detectors"] = {name: fingerprint(d) for name, d in watched.items()} or None
     if directory is not None:  # reads the data once more, batch by batch
         identity |= {"images": digest([x]), "labels": digest([y])}
+    scores = functools.partial(_scores, score_program(votes, devices), watched) if watched else None
     bench = Bench(
-        logits_fn, x, y, ball, key, batch_size * len(devices), Store(directory, identity), progress
-    )
+        logits_fn, x, y, ball, key, batch_size * len(devices), Store(directory, identity), progress,
+        scores,
+    )  # fmt: skip
     n = len(y)
     eps = np.broadcast_to(np.asarray(ball.eps, np.float64), (n,))
 
@@ -143,6 +168,7 @@ def evaluate(
         "label": np.asarray(y),
         "clean_prediction": clean["prediction"],
         "clean_correct": correct,
+        **score_columns(watched, clean),
     }
     standing, proof_broken = correct.copy(), ~correct
     broken_by = np.full(n, "", dtype=f"<U{max([1, *map(len, attacks)])}")
@@ -152,7 +178,8 @@ def evaluate(
     records, after, under = {}, {}, {}
     differentiated = False
     for name, attack in attacks.items():
-        facing = correct if faces_all(attack) and ball.measured else standing
+        all_right = bool(watched) or (faces_all(attack) and ball.measured)
+        facing = correct if all_right else standing
         rows = np.flatnonzero(facing) if survivors_only else np.arange(n)
         judged = bench.attack(name, attack, rows, attack_program(votes, devices), keep_images)
         success = _spread(n, rows, judged["success"], False)
@@ -168,6 +195,8 @@ def evaluate(
         examples[f"success/{name}"] = success
         examples[f"prediction/{name}"] = _spread(n, rows, judged["prediction"], -1)
         examples[f"distance/{name}"] = _spread(n, rows, judged["distance"], np.nan)
+        for column, seen in score_columns(watched, judged, f"/{name}").items():
+            examples[column] = _spread(n, rows, seen, np.nan)
         median = {}
         for which in ("l0", "l2", "linf"):
             column = examples[f"{which}/{name}"] = _spread(n, rows, judged[which], np.nan)
@@ -209,7 +238,9 @@ def evaluate(
             likely[name] = examples[f"smoothed/{name}"]
             found += findings.smoothed_contradiction(name, likely[name], correct & ~standing, alpha)
 
-    counted = {"clean": correct, "robust": standing}
+    detected, more, joint = summarised(watched, attacks, examples)
+    examples |= more
+    counted = {"clean": correct, "robust": standing} | joint
     counted |= {f"certified {k}": v for k, v in proved.items()}
     counted |= {f"smoothed {k}": v for k, v in likely.items()}
     fractions = {k: float(v.mean()) for k, v in counted.items()}
@@ -224,7 +255,12 @@ def evaluate(
         intervals={k: _clopper_pearson(round(v * n), n) for k, v in fractions.items()},
         attacks=records, certificates=claims, findings=found, settings=settings,
         environment=environment(), examples=examples, images=images, measured=ball.measured,
+        detectors=detected,
     )  # fmt: skip
+
+
+def _scores(program: Any, detectors: Any, logits_fn: LogitsFn, x: Any, keys: Any) -> Any:
+    return program((detectors, logits_fn), x, keys)
 
 
 def _slopes(bench: Bench, devices: tuple[Any, ...]) -> list[Finding]:

@@ -37,7 +37,7 @@ class targeted:  # noqa: N801 - reads as the function it is: targeted(loss)
     def __call__(self, outputs: PyTree, y: Any) -> Array:
         """How near the outputs are to the target `y`."""
         if isinstance(self.loss, penalized):
-            return targeted(self.loss.loss)(outputs, y) - self.loss.penalty(outputs, y)
+            return targeted(self.loss.loss)(outputs, y) - self.loss.of(outputs, y, True)
         if isinstance(self.loss, CarliniWagner):
             return self.loss.towards(logits_of(outputs), y)
         return -self.loss(outputs, y)
@@ -53,6 +53,8 @@ class penalized:  # noqa: N801 - reads as the function it is: penalized(loss, pe
             does, outweighs any penalty.
         penalty: `penalty(outputs, y) -> scalar`, 0 exactly where the image passes and positive
             otherwise: a detector's hinge on an embedding that the model returns beside its logits.
+            One that depends on where the attack is heading has a method `towards(outputs, target)`
+            too, which targeted forms take, as `detect.hinge` does.
 
     >>> from jaxrobust.losses import f6
     >>> far = lambda outputs, y: jnp.maximum(0.0, jnp.abs(outputs[1]) - 1.0)
@@ -65,7 +67,18 @@ class penalized:  # noqa: N801 - reads as the function it is: penalized(loss, pe
 
     def __call__(self, outputs: PyTree, y: Any) -> Array:
         """The loss, less the penalty."""
-        return self.loss(outputs, y) - self.penalty(outputs, y)
+        return self.loss(outputs, y) - self.of(outputs, y, _is_targeted(self.loss))
+
+    def of(self, outputs: PyTree, y: Any, towards: bool) -> Array:
+        """The penalty, in its targeted form where there is one and it is wanted."""
+        penalty = getattr(self.penalty, "towards", self.penalty) if towards else self.penalty
+        return penalty(outputs, y)
+
+
+def _is_targeted(loss: Loss) -> bool:
+    while isinstance(loss, penalized):
+        loss = loss.loss
+    return isinstance(loss, targeted)
 
 
 def confident(loss: Any, kappa: float) -> Any:
@@ -103,11 +116,10 @@ def success(loss: Loss, outputs: PyTree, y: Any) -> Array:
     >>> bool(success(margin, jnp.array([3.0, 1.0]), jnp.array(1)))
     True
     """
-    aimed, reached, towards = loss, True, False
+    aimed, reached, towards = loss, True, _is_targeted(loss)
     while isinstance(aimed, targeted | penalized):
         if isinstance(aimed, penalized):
-            reached &= aimed.penalty(outputs, y) <= 0
-        towards = towards or isinstance(aimed, targeted)
+            reached &= aimed.of(outputs, y, towards) <= 0
         aimed = aimed.loss
     logits = logits_of(outputs)
     predicts = jnp.all(logits < jnp.inf)

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from jaxrobust.evaluation import Report
 from jaxrobust.files import write_whole
+from jaxrobust.report._detected import HEADINGS, detection_figure, detections
 from jaxrobust.report._document import Document, Entry, as_document, load, write
 from jaxrobust.report._tables import doubts, interval_words, main_tables, percent
 
@@ -67,7 +68,13 @@ def render(folder: str | Path) -> Path:
     figures.mkdir(exist_ok=True)
     for name, content in files.items():
         write_whole(figures / name, content)
-    for pattern in ("accuracy-*.svg", "smoothed-*.svg", "training-*.svg", "gallery-*.png"):
+    for pattern in (
+        "accuracy-*.svg",
+        "smoothed-*.svg",
+        "detection-*.svg",
+        "training-*.svg",
+        "gallery-*.png",
+    ):
         for stale in figures.glob(pattern):  # of an earlier report in this folder
             if stale.name not in files:
                 stale.unlink()
@@ -92,6 +99,8 @@ def _context(document: Document, files: dict[str, bytes]) -> dict[str, Any]:
         ),
         "curves": _curves(document, files),
         "smoothed": _smoothed(document, files),
+        "detected": _detected(document, files),
+        "detected_headings": HEADINGS,
         "galleries": _galleries(document, files),
         "flows": any(not r.measured for entry in document.entries for r in entry.reports.values()),
         "trainings": _trainings(document, files),
@@ -214,6 +223,22 @@ def _smoothed(document: Document, files: dict[str, bytes]) -> list[dict[str, Any
                     "attacked": bool(report.attacks),
                 }
             )
+    return shown
+
+
+def _detected(document: Document, files: dict[str, bytes]) -> list[dict[str, Any]]:
+    """Detectors: their numbers, and one figure each where an attack succeeded."""
+    from jaxrobust.report._figures import slug
+
+    shown = []
+    for k, found in enumerate(detections(document)):
+        item: dict[str, Any] = {**found._asdict(), "svg": ""}
+        if (svg := detection_figure(found)) is not None:
+            files[f"detection-{k}-{slug(found.name)}.svg"] = svg
+            areas = "; ".join(f"{attack}: {auc}" for attack, _, auc, _ in found.rows)
+            alt = f"Attacked images rejected against clean images rejected. AUC {areas}."
+            item["svg"] = _inline(svg, f"d{k}", alt)
+        shown.append(item)
     return shown
 
 

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
-
+from jaxrobust.report._detected import Printer, print_detections
 from jaxrobust.report._document import Document
 from jaxrobust.report._tables import CERTIFIED, SMOOTHED, doubts, main_tables
-
-
-@runtime_checkable
-class Printer(Protocol):
-    """What is asked of a `rich.console.Console`."""
-
-    def print(self, *objects: Any) -> None:
-        """Print texts and tables."""
-        ...
 
 
 def print_tables(document: Document, console: Printer | None = None) -> None:
@@ -58,6 +48,7 @@ def print_tables(document: Document, console: Printer | None = None) -> None:
             shown.add_row(Text(label), *cells)
         console.print(shown)
         console.print()
+    print_detections(document, console)
     words = "Intervals: 95 % Clopper-Pearson. Attacks: upper bounds."
     if any(r.smoothed_accuracy for entry in entries for r in entry.reports.values()):
         words += " Smoothed: certified with probability 1 - alpha an image, for the majority vote."
