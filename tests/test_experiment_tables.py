@@ -10,7 +10,9 @@ from experiments import records
 ROOT = Path(records.__file__).parent
 
 
-@pytest.mark.parametrize("name", ["carlini_wagner", "madry_mnist", "pdm", "second_order", "spatial"])
+@pytest.mark.parametrize(
+    "name", ["carlini_wagner", "madry_mnist", "pdm", "second_order", "spatial"]
+)
 def test_tables_find_their_places(name, tmp_path):
     tables = importlib.import_module(f"experiments.{name}.tables").tables(tmp_path)
     readme = tmp_path / "README.md"

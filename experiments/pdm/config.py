@@ -73,7 +73,7 @@ PAPER = Preset(
 CPU = Preset(
     8, 8, {"mnist": 12, "cifar10": 12}, 2e-4, 1000, 100, (1000, 9), (500, 3), 200, 1000
 )  # fmt: skip
-"""Scaled down to two CPU cores; depth, epochs and weight decay (that of RCE's code) are our choice."""
+"""Scaled down to two CPU cores; depth, epochs and weight decay (RCE's) are our choice."""
 
 SMOKE = Preset(8, 8, {"mnist": 1, "cifar10": 1}, 2e-4, 20, 4, (10, 2), (10, 2), 5, 50)
 """Only shows that the code runs; it takes the cpu preset's networks where they are trained."""

@@ -10,6 +10,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.lines import Line2D
 
 from experiments import records
 from experiments.pdm.config import DEFENCES, NETWORKS
@@ -25,7 +26,7 @@ def draw(folder: Path) -> None:
         if path.exists():
             with np.load(path) as arrays:
                 planes[name] = dict(arrays)
-    if "baseline" in planes and "C&W baseline" in found:
+    if "baseline" in planes and "confusion" in found.get("C&W baseline", {}):
         _confusion(folder / "figure-1.svg", planes["baseline"], found["C&W baseline"])
     if planes:
         _clusters(folder / "figure-2.svg", planes, found)
@@ -57,7 +58,7 @@ def _clusters(path: Path, planes: dict[str, Any], found: dict[str, Any]) -> None
         index = f"; DBI {of['davies_bouldin']:.2f}" if of else ""
         _scatter(axis, plane, f"{name}{index}")
     handles = [
-        plt.Line2D([], [], marker="o", linestyle="", color=f"C{c}", label=str(c)) for c in range(10)
+        Line2D([], [], marker="o", linestyle="", color=f"C{c}", label=str(c)) for c in range(10)
     ]
     figure.legend(handles=handles, loc="outside right center", fontsize=8)
     figure.savefig(path, metadata={"Date": None})

@@ -93,8 +93,7 @@ def _white_box(found: dict[str, Any], data: str) -> str:
     for name, paper in zip(DEFENCES, TABLE_3[data], strict=True):
         cells = [name, "", f"{paper:g}", "", ""]
         if of := found.get(f"white-box {name}"):
-            far = of["distortion"]
-            cells[1] = "-" if far is None else f"{far:.3f}"
+            cells[1] = f"{of['distortion']:.3f}" if "distortion" in of else "-"
             cells[3:] = [f"{100 * of['success']:.0f} of {of['num']}", _area(of)]
         rows.append(cells)
     head = ["", "distortion", "paper", "broken, %", "area left"]

@@ -16,7 +16,6 @@ from jaxtyping import PyTree
 
 import jaxrobust as jr
 from experiments import records
-from experiments.pdm import config
 from experiments.pdm.config import BATCH, HELD_OUT, NETWORKS, PRESETS, PROXIES, RATE, SAME_CLASS
 
 
