@@ -261,7 +261,10 @@ def test_smooth_adv_without_noise_is_madry(case):
 def test_smooth_adv_follows_a_schedule_of_eps_and_wants_an_evaluation_mode(case):
     params, batch = case
     warmup = optax.linear_schedule(0.0, 0.3, 2)
-    objective = objectives.smooth_adv(forward, FEW, ball=BALL, sigma=0.1, eps_schedule=warmup)
+    objective = objectives.scheduled(
+        lambda eps: objectives.smooth_adv(forward, FEW, ball=jr.Ball("linf", eps), sigma=0.1),
+        eps=warmup,
+    )
     state, seen = objective.init(params, KEY), []
     for _ in range(4):
         out, _ = objective.value_and_grad(params, {}, state, batch, key=KEY)

@@ -22,15 +22,19 @@ SCRIPT = """
 import sys, jax, optax, functools, numpy as np
 import jaxrobust as jr
 from jaxrobust import objectives, train
-train.LOG_EVERY = 5
+train._fit.LOG_EVERY = 5
 data = jr.data.load("digits", "train")
 model = jr.models.mlp((16,))
 params = model.init(jax.random.key(0), data.x[:1])["params"]
 forward = objectives.from_module(model.apply)
 objective = objectives.add(
     objectives.cross_entropy(forward),
-    objectives.madry(forward, functools.partial(jr.attacks.pgd, num_steps=2),
-                     ball=jr.Ball("linf", 0.05), eps_schedule=optax.linear_schedule(0, 0.05, 40)),
+    objectives.scheduled(
+        lambda eps: objectives.madry(
+            forward, functools.partial(jr.attacks.pgd, num_steps=2), ball=jr.Ball("linf", eps)
+        ),
+        eps=optax.linear_schedule(0.0, 0.05, 40),
+    ),
 )
 fit = train.fit(
     objective, params, optax.adam(optax.cosine_decay_schedule(3e-3, 60)), (data.x, data.y),

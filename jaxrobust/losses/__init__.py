@@ -10,6 +10,7 @@ from jaxrobust.losses._common import (
     cross_entropy,
     generalized_cross_entropy,
     hinge,
+    kl,
     margin,
 )
 from jaxrobust.losses._dlr import dlr, targeted_dlr
@@ -29,6 +30,7 @@ __all__ = [
     "f7",
     "generalized_cross_entropy",
     "hinge",
+    "kl",
     "margin",
     "penalized",
     "success",

@@ -121,20 +121,35 @@ def from_loss(forward: Forward, loss: Loss, accuracy: str = "accuracy") -> Objec
         params: PyTree, model_state: PyTree, state: PyTree, batch: Batch, *, key: Key[Array, ""]
     ) -> tuple[Out, PyTree]:
         del key
-
-        def mean_loss(params: PyTree) -> tuple[Array, Out]:
-            outputs, new_state = forward(params, model_state, batch.x)
-            value = jnp.mean(jax.vmap(loss)(outputs, batch.y))
-            hits = jnp.argmax(logits_of(outputs), axis=-1) == batch.y
-            return value, Out(value, new_state, state, {accuracy: jnp.mean(hits)})
-
-        grads, out = jax.grad(mean_loss, has_aux=True)(params)
+        mean = mean_loss(forward, loss, batch.y, accuracy)
+        grads, out = jax.grad(mean, has_aux=True)(params, model_state, state, batch)
         return out, grads
 
     return Objective(init, value_and_grad)
 
 
-def scale(weight: float, objective: Objective) -> Objective:
+def mean_loss(
+    forward: Forward, loss: Loss, targets: Array, accuracy: str
+) -> Callable[[PyTree, PyTree, PyTree, Batch], tuple[Array, Out]]:
+    """`(params, model_state, state, batch) -> (loss, Out)`: the mean of a loss over the batch.
+
+    Args:
+        forward: The model.
+        loss: `loss(outputs, target) -> scalar` for one example.
+        targets: What the loss is handed for each row: `batch.y`, or probabilities.
+        accuracy: Name under which the accuracy, by `batch.y`, appears among the metrics.
+    """
+
+    def mean(params: PyTree, model_state: PyTree, state: PyTree, batch: Batch) -> tuple[Array, Out]:
+        outputs, new_state = forward(params, model_state, batch.x)
+        value = jnp.mean(jax.vmap(loss)(outputs, targets))
+        hits = jnp.argmax(logits_of(outputs), axis=-1) == batch.y
+        return value, Out(value, new_state, state, {accuracy: jnp.mean(hits)})
+
+    return mean
+
+
+def scale(weight: float | Array, objective: Objective) -> Objective:
     """An objective times a constant.
 
     >>> from jaxrobust import losses
