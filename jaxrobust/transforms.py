@@ -1,16 +1,17 @@
-"""Models made of models: `logits_fn` in, `logits_fn` out."""
+"""Models made of models, `logits_fn` in, `logits_fn` out; and random changes of images."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
-from jaxrobust.checks import check_sigma
+from jaxrobust.checks import check_count, check_sigma
 from jaxrobust.types import LogitsFn, Randomized, as_partial, logits_of
 
 
@@ -41,6 +42,99 @@ def normalized(logits_fn: LogitsFn, mean: Any, std: Any) -> LogitsFn:
 
 def _normalized(logits_fn: LogitsFn, mean: Array, std: Array, x: Array, *key: Array) -> PyTree:
     return logits_fn((x - mean.astype(x.dtype)) / std.astype(x.dtype), *key)
+
+
+def beside(logits_fn: LogitsFn, reference: Any) -> LogitsFn:
+    """A model with constant logits beside its own, for a loss of both such as `losses.kl`.
+
+    Args:
+        logits_fn: A deterministic model of one image at a time (attacks call it so under `vmap`).
+        reference: `(classes,)` the logits that each of its rows gets for company.
+
+    Returns:
+        `x -> (logits, reference)`, a pytree.
+
+    >>> beside(lambda x: x, jnp.zeros(2))(jnp.ones((1, 2)))
+    (Array([[1., 1.]], dtype=float32), Array([[0., 0.]], dtype=float32))
+    """
+    return Partial(_beside, as_partial(logits_fn), jnp.asarray(reference))
+
+
+def _beside(logits_fn: LogitsFn, reference: Array, x: Array) -> tuple[Array, Array]:
+    logits = logits_of(logits_fn(x))
+    return logits, jnp.broadcast_to(reference, logits.shape)
+
+
+def ensemble(logits_fns: Sequence[LogitsFn]) -> LogitsFn:
+    """One model of several: the mean of their probabilities, as logits.
+
+    Probabilities, not logits: models trained at different radii have logits of different scales,
+    and in a mean of logits the largest would outvote the others. The mean is a smooth function of
+    the image, so every attack sees through it.
+
+    Args:
+        logits_fns: Models of the same images and classes, each as likely to be right. If any is
+            `Randomized`, so is the ensemble, and each such member gets a key of its own.
+
+    Returns:
+        The model whose logits are `log(mean_i softmax(z_i))`, a pytree wherever all members are.
+
+    Raises:
+        ValueError: If there are none.
+
+    References: PGD-ens and PGDLS-ens of Ding et al. 2020 (MMA; paper 001, table 1), which are made
+        of models trained at several eps; paper 001 does not say what is averaged.
+
+    >>> ensemble([lambda x: x, lambda x: -x])(jnp.array([[0.0, 2.0]]))  # log 1/2
+    Array([[-0.693147..., -0.693147...]], dtype=float32)
+    """
+    if not logits_fns:
+        raise ValueError("logits_fns must hold at least one model; got none")
+    members = tuple(as_partial(one) for one in logits_fns)
+    if any(isinstance(one, Randomized) for one in members):
+        return Randomized(Partial(_mean_softmax, members))
+    return Partial(_mean_softmax, members)
+
+
+def _mean_softmax(members: tuple[LogitsFn, ...], x: Array, *key: Array) -> Array:
+    outputs = [
+        one(x, jax.random.fold_in(key[0], i)) if isinstance(one, Randomized) else one(x)
+        for i, one in enumerate(members)
+    ]
+    log_softmax = jax.nn.log_softmax(jnp.stack([logits_of(found) for found in outputs]))
+    count = jnp.asarray(len(members), log_softmax.dtype)
+    return jax.nn.logsumexp(log_softmax, axis=0) - jnp.log(count)
+
+
+def crop_and_flip(
+    x: Float[Array, "height width channels"],
+    key: Key[Array, ""],
+    *,
+    padding: int = 4,
+    flip: bool = True,
+) -> Float[Array, "height width channels"]:
+    """Move an image by a few pixels, black coming in, and mirror it every other time.
+
+    For `train.fit(augment=...)`; the published augmentation of CIFAR-10.
+
+    Args:
+        x: One image.
+        key: A key of its own.
+        padding: Most pixels that it moves along each side: rows of zeros put around it before it is
+            cropped at random to its size again.
+        flip: Whether left and right may change places.
+
+    References: He et al. 2016; Madry et al. 2018 pad by 2, Wang and Zhang 2019 and others by 4.
+
+    >>> crop_and_flip(jnp.ones((3, 3, 1)), jax.random.key(0), padding=0).shape
+    (3, 3, 1)
+    """
+    check_count(padding, "padding", least=0)
+    crop_key, flip_key = jax.random.split(key)
+    rows, columns = jax.random.randint(crop_key, (2,), 0, 2 * padding + 1)
+    padded = jnp.pad(x, [(padding, padding), (padding, padding), (0, 0)])
+    x = jax.lax.dynamic_slice(padded, (rows, columns, jnp.zeros_like(rows)), x.shape)
+    return jnp.where(flip & jax.random.bernoulli(flip_key), x[:, ::-1], x)
 
 
 def gaussian_noise(logits_fn: LogitsFn, sigma: float) -> Randomized:

@@ -85,6 +85,9 @@ def nearest_target(logits_fn, x, y, *, key, ball):
 MADE_OF_ATTACKS = {
     "autoattack": functools.partial(jr.attacks.autoattack, version="rand", chunk=3),
     "every_target": nearest_target,
+    "most_confusing": jr.attacks.most_confusing(
+        functools.partial(FEW, loss=jr.losses.targeted(jr.losses.margin))
+    ),
     "transfer": jr.attacks.transfer(SOURCE, FEW),
 }
 """Attacks whose parts are listed above: what they add is tested, not all that they hold."""

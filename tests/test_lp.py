@@ -469,7 +469,9 @@ def test_the_objective_is_the_cross_entropy_of_the_worst_logits():
 def test_the_objective_follows_a_schedule_of_eps():
     params, batch = objective_case(np.random.default_rng(17))
     warmup = optax.linear_schedule(0.0, 0.1, 4)
-    objective = objectives.lp_robust(linear_forward, list, eps=0.1, eps_schedule=warmup)
+    objective = objectives.scheduled(
+        lambda eps: objectives.lp_robust(linear_forward, list, eps=eps), eps=warmup
+    )
     state, seen = objective.init(params, KEY), []
     at = jax.jit(lambda state: objective.value_and_grad(params, {}, state, batch, key=KEY))
     for _ in range(6):
@@ -486,10 +488,11 @@ def test_training_on_digits_raises_what_is_certified():
     data = (np.float32(images[:600] / 16).reshape(-1, 8, 8, 1), np.int32(labels[:600]))
     model = jr.models.mlp((32,))
     params = model.init(KEY, jnp.zeros((1, 8, 8, 1)))["params"]
-    objective = objectives.lp_robust(
-        objectives.from_module(model.apply), lambda p: model.layers({"params": p}), eps=0.05,
-        eps_schedule=optax.linear_schedule(0.0, 0.05, 60),
-    )  # fmt: skip
+    forward = objectives.from_module(model.apply)
+    objective = objectives.scheduled(
+        lambda eps: objectives.lp_robust(forward, lambda p: model.layers({"params": p}), eps=eps),
+        eps=optax.linear_schedule(0.0, 0.05, 60),
+    )
     before = certify.lp(model.layers({"params": params}), *data, eps=0.05).certified.mean()
     fit = jr.train.fit(
         objective, params, optax.adam(5e-3), data, key=KEY, num_epochs=12, batch_size=50

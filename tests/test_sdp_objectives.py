@@ -191,9 +191,11 @@ def test_training_certifies_more(name, kind):
         "regularized": lambda solver: objectives.sdp_regularized(
             forward, read, solver, weight=0.002, eps=0.05, renew_every=96
         ),
-        "robust": lambda solver: objectives.sdp_robust(
-            forward, read, solver, eps=0.05, eps_schedule=optax.linear_schedule(0.0, 0.05, 120),
-            loss=jr.losses.generalized_cross_entropy(0.5),
+        "robust": lambda solver: objectives.scheduled(
+            lambda eps: objectives.sdp_robust(
+                forward, read, solver, eps=eps, loss=jr.losses.generalized_cross_entropy(0.5)
+            ),
+            eps=optax.linear_schedule(0.0, 0.05, 120),
         ),
     }[kind](SOLVERS[name])  # fmt: skip
     error = []

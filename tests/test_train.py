@@ -22,22 +22,31 @@ SCRIPT = """
 import sys, jax, optax, functools, numpy as np
 import jaxrobust as jr
 from jaxrobust import objectives, train
-train.LOG_EVERY = 5
+train._fit.LOG_EVERY = 5
 data = jr.data.load("digits", "train")
 model = jr.models.mlp((16,))
+shape = (64, 8, 8, 1)
 params = model.init(jax.random.key(0), data.x[:1])["params"]
 forward = objectives.from_module(model.apply)
 objective = objectives.add(
     objectives.cross_entropy(forward),
-    objectives.madry(forward, functools.partial(jr.attacks.pgd, num_steps=2),
-                     ball=jr.Ball("linf", 0.05), eps_schedule=optax.linear_schedule(0, 0.05, 40)),
+    objectives.scheduled(
+        lambda eps: objectives.madry(
+            forward, functools.partial(jr.attacks.pgd, num_steps=2), ball=jr.Ball("linf", eps)
+        ),
+        eps=optax.linear_schedule(0.0, 0.05, 40),
+    ),
+    objectives.free(forward, ball=jr.Ball("linf", 0.05), shape=shape),
 )
 fit = train.fit(
     objective, params, optax.adam(optax.cosine_decay_schedule(3e-3, 60)), (data.x, data.y),
-    key=jax.random.key(5), num_epochs=3, batch_size=64, directory=sys.argv[1], resume=True,
-    checkpoint_seconds=0.0, validate=lambda p, s: {"norm": optax.global_norm(p)},
+    key=jax.random.key(5), num_epochs=2, batch_size=64, directory=sys.argv[1], resume=True,
+    checkpoint_seconds=0.0, validate=lambda p, s: {"norm": optax.global_norm(p)}, repeats=2,
+    ema_decay=0.9, select="norm", patience=2,
+    augment=functools.partial(jr.transforms.crop_and_flip, padding=1),
 )
-leaves = [np.asarray(leaf) for leaf in jax.tree.leaves((fit.params, fit.objective_state))]
+ends = (fit.params, fit.objective_state, fit.ema, fit.best)
+leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(ends)]
 np.savez(sys.argv[1] + "/final.npz", *leaves)
 """
 

@@ -107,7 +107,7 @@ def objective(recipe: Recipe, steps: int) -> jr.Objective:
             return o.sdp_robust(FORWARD, layers, o.warm_mixing(), eps=strength)
         case "lp":
             rising = optax.linear_schedule(0.01, strength, recipe.num_epochs * steps // 2)
-            return o.lp_robust(FORWARD, layers, eps=strength, eps_schedule=rising)
+            return o.scheduled(lambda eps: o.lp_robust(FORWARD, layers, eps=eps), eps=rising)
 
 
 DUAL_RATE = 2e-2

@@ -46,17 +46,19 @@ def network(which: str, config: Config, folder: Path, *, resume: bool) -> PyTree
     ball = jr.Ball("linf", config.eps)
     batches = len(train.y) // config.batch_size
 
-    def against(num_steps: int, step_size: float | None, schedule: Any = None) -> jr.Objective:
+    def against(num_steps: int, step_size: float | None, eps: Any = config.eps) -> jr.Objective:
         attack = functools.partial(jr.attacks.pgd, num_steps=num_steps, step_size=step_size)
-        return jr.objectives.madry(forward, attack, ball=ball, eps_schedule=schedule)
+        return jr.objectives.madry(forward, attack, ball=jr.Ball("linf", eps))
 
     if which != "adversarial":
         objective = jr.objectives.cross_entropy(forward)
         num_epochs = steps(which, config) // batches
     else:
-        warmup = optax.linear_schedule(0.0, config.eps, config.warmup_epochs * batches)
-        schedule = warmup if config.warmup_epochs else None
-        objective = against(config.num_steps, config.step_size, schedule)
+        rising = optax.linear_schedule(0.0, config.eps, config.warmup_epochs * batches)
+        objective = jr.objectives.scheduled(
+            functools.partial(against, config.num_steps, config.step_size),
+            eps=rising if config.warmup_epochs else optax.constant_schedule(config.eps),
+        )
         num_epochs = config.num_epochs
     rate = (
         optax.cosine_decay_schedule(config.learning_rate, num_epochs * batches)

@@ -109,10 +109,12 @@ def objective(recipe: Recipe, forward: Any, frozen: Any) -> jr.Objective:
             attack = functools.partial(jr.attacks.pgd, num_steps=recipe.schedule.num_steps)
             quarter = recipe.num_epochs * recipe.steps_per_epoch // 4
             rising = optax.linear_schedule(0.0, recipe.eps, quarter)
-            return o.madry(
-                forward, attack, ball=jr.Ball(recipe.norm, recipe.eps), eval_forward=frozen,
-                eps_schedule=rising if recipe.schedule.warm_up else None,
-            )  # fmt: skip
+            return o.scheduled(
+                lambda eps: o.madry(
+                    forward, attack, ball=jr.Ball(recipe.norm, eps), eval_forward=frozen
+                ),
+                eps=rising if recipe.schedule.warm_up else optax.constant_schedule(recipe.eps),
+            )
         case "stability":
             return o.stability(forward, sigma=recipe.sigma)
         case "gaussian":

@@ -25,7 +25,7 @@ from jaxrobust.attacks._rotation_translation import rotation_translation
 from jaxrobust.attacks._second_order import second_order
 from jaxrobust.attacks._spatial_lower_bound import SpatialLowerBound, spatial_lower_bound
 from jaxrobust.attacks._square import square
-from jaxrobust.attacks._variants import at_eps, is_transfer, through, transfer
+from jaxrobust.attacks._variants import at_eps, is_transfer, most_confusing, through, transfer
 
 __all__ = [
     "EveryTarget",
@@ -57,6 +57,7 @@ __all__ = [
     "is_minimum_norm",
     "is_transfer",
     "jsma",
+    "most_confusing",
     "on_alive",
     "pgd",
     "pgd_trace",

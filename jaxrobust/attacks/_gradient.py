@@ -132,6 +132,7 @@ def pgd(
     step_size: float | Array | None = None,
     num_restarts: int = 1,
     random_start: bool = True,
+    start: Images | None = None,
     loss: Loss = losses.cross_entropy,
     gradient: Gradient = gradients.exact,
 ) -> Float[Array, "batch *dims"]:
@@ -153,6 +154,7 @@ def pgd(
             num_steps` where None (Madry et al. 2018, appendix).
         num_restarts: Most runs an example gets.
         random_start: Start uniformly in the ball instead of at x.
+        start: `(batch, *dims)` images to start at instead, brought into ball and box; for one run.
         loss: Loss of one example, to be maximised.
         gradient: Gradient estimator; `gradients.smoothed` makes this the second-order attack.
 
@@ -172,7 +174,7 @@ def pgd(
     """
     return _lifted(
         False, logits_fn, x, y, key, ball, num_steps, step_size, num_restarts, random_start,
-        loss, gradient,
+        start, loss, gradient,
     )  # fmt: skip
 
 
@@ -187,6 +189,7 @@ def pgd_trace(
     step_size: float | Array | None = None,
     num_restarts: int = 1,
     random_start: bool = True,
+    start: Images | None = None,
     loss: Loss = losses.cross_entropy,
     gradient: Gradient = gradients.exact,
 ) -> tuple[Float[Array, "batch *dims"], Trace]:
@@ -208,7 +211,7 @@ def pgd_trace(
     """
     return _lifted(
         True, logits_fn, x, y, key, ball, num_steps, step_size, num_restarts, random_start,
-        loss, gradient,
+        start, loss, gradient,
     )  # fmt: skip
 
 
@@ -221,14 +224,20 @@ def ball_eps(ball: Ball) -> Any:
 
 def _lifted(
     record: bool, logits_fn: LogitsFn, x: Any, y: Any, key: Any, ball: Ball,
-    num_steps: int, step_size: Any, num_restarts: int, random_start: bool, loss: Loss,
-    gradient: Gradient,
+    num_steps: int, step_size: Any, num_restarts: int, random_start: bool, start: Any,
+    loss: Loss, gradient: Gradient,
 ) -> Any:  # fmt: skip
     checks.check_count(num_steps, "num_steps")
     checks.check_count(num_restarts, "num_restarts")
     step_size = 2.5 * ball_eps(ball) / num_steps if step_size is None else step_size
+    if start is not None and (num_restarts > 1 or jnp.shape(start) != jnp.shape(x)):
+        raise ValueError(
+            f"start must hold an image for each of x, {jnp.shape(x)}, and serves one run; got "
+            f"{jnp.shape(start)} and num_restarts {num_restarts}"
+        )
+    rows = {} if start is None else {"start": jnp.asarray(start, x.dtype)}
     x_adv, trace = lift(
-        _search, logits_fn, x, y, key=key, ball=ball, scalars={"step_size": step_size},
+        _search, logits_fn, x, y, key=key, ball=ball, scalars={"step_size": step_size}, rows=rows,
         num_steps=num_steps, num_restarts=num_restarts, random_start=random_start, loss=loss,
         gradient=gradient, record=record,
     )  # fmt: skip
@@ -238,14 +247,17 @@ def _lifted(
 def _search(
     model: Callable[..., Any], x: Array, y: Any, key: Array, *, ball: Ball, step_size: Array,
     num_steps: int, num_restarts: int, random_start: bool, loss: Loss, gradient: Gradient,
-    record: bool,
+    record: bool, start: Array | None = None,
 ) -> tuple[Array, Trace | None]:  # fmt: skip
     """PGD on one example; the trace costs a plain forward a step, so only where it is asked for."""
     estimate = gradient(loss_of(model, loss, y))
 
     def one_run(restart: Array) -> tuple[Array, Trace | None]:
         start_key, walk_key = jax.random.split(jax.random.fold_in(key, restart))
-        start = ball.sample(x, start_key) if random_start else x
+        if start is not None:
+            first = ball.project(x, start)
+        else:
+            first = ball.sample(x, start_key) if random_start else x
 
         def step(x_adv: Array, t: Array) -> tuple[Array, Trace | None]:
             now = gradients.step_key(gradient, walk_key, t)
@@ -257,7 +269,7 @@ def _search(
             hit = losses.success(loss, model(x_adv, now), y)
             return moved, Trace(value, norm(ascent, "l2"), hit)
 
-        return jax.lax.scan(step, start, jnp.arange(num_steps))
+        return jax.lax.scan(step, first, jnp.arange(num_steps))
 
     if num_restarts == 1:
         return one_run(jnp.zeros((), jnp.int32))
@@ -274,8 +286,8 @@ def _search(
         better = run[3] | (run[2] > best[2])
         return jax.tree.map(lambda new, old: jnp.where(better, new, old), run, best)
 
-    first = judged(jnp.zeros((), jnp.int32))
     best = at_most(
-        num_restarts - 1, lambda best: ~best[3], lambda i, best: again(i + 1, best), first
-    )
+        num_restarts - 1, lambda best: ~best[3], lambda i, best: again(i + 1, best),
+        judged(jnp.zeros((), jnp.int32)),
+    )  # fmt: skip
     return best[0], best[1]

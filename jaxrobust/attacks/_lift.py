@@ -48,9 +48,10 @@ def lift(
     key: Keys,
     ball: Ball,
     scalars: dict[str, Any] | None = None,
+    rows: dict[str, Any] | None = None,
     **static: Any,
 ) -> PyTree:
-    """Run `search(model, x, y, key, ball=ball, **scalars, **static)` on each row of a batch.
+    """Run `search(model, x, y, key, ball=ball, **scalars, **rows, **static)` on each row.
 
     Compiled once for each shape, model function and set of static arguments. The result is a
     constant to differentiation.
@@ -63,6 +64,7 @@ def lift(
         key: One key, or one a row.
         ball: The threat; `eps` a scalar or one a row.
         scalars: Traced numbers, each a scalar or one a row.
+        rows: More arrays that the search is handed by name, one entry a row.
         static: Hashable arguments, part of the compiled program's identity.
     """
     check_ball(ball, len(x) if hasattr(x, "shape") else None)
@@ -70,7 +72,7 @@ def lift(
     for name, value in (scalars or {}).items():
         checks.check_radius(value, name, len(x))
     x = jnp.asarray(x)
-    rows: dict[str, Any] = {k: jnp.asarray(v, x.dtype) for k, v in (scalars or {}).items()}
+    rows = (rows or {}) | {k: jnp.asarray(v, x.dtype) for k, v in (scalars or {}).items()}
     rows["ball"] = Ball(ball.norm, jnp.asarray(ball.eps, x.dtype), ball.box)
     return _run(
         search, tuple(sorted(static.items())), as_partial(logits_fn), x, jnp.asarray(y), keys, rows

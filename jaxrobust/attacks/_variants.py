@@ -1,4 +1,4 @@
-"""An attack at a radius of its own, on another model or another view of it; and what it is of."""
+"""An attack at a radius or a class of its own, on another model or view of it; what it is of."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array
 
 from jaxrobust.attacks._lift import check_call
 from jaxrobust.threat import Threat, check_threat
-from jaxrobust.types import Attack, LogitsFn, as_partial
+from jaxrobust.types import Attack, LogitsFn, as_partial, logits_of, per_example
 
 
 def at_eps(attack: Attack, eps: float) -> Attack:
@@ -101,6 +103,35 @@ def _through(
     return attack(view(logits_fn), x, y, key=key, ball=ball)
 
 
+def most_confusing(attack: Attack) -> Attack:
+    """Aim a targeted attack at the wrong class that the model finds likeliest on the clean image.
+
+    Args:
+        attack: An attack of the common form whose loss is `losses.targeted(...)`.
+
+    References: Wang and Zhang 2019 (bilateral adversarial training), the class "MC" of paper 001.
+
+    >>> import functools
+    >>> from jaxrobust import Ball, losses
+    >>> from jaxrobust.attacks import fgsm
+    >>> towards = functools.partial(fgsm, loss=losses.targeted(losses.margin))
+    >>> logits_fn = lambda x: x * jnp.array([3.0, 1.0, 2.0])
+    >>> most_confusing(towards)(logits_fn, jnp.full((1, 3), 0.5), jnp.array([0]),
+    ...     key=jax.random.key(0), ball=Ball("linf", 0.25))  # towards the last
+    Array([[0.25, 0.5 , 0.75]], dtype=float32)
+    """
+    return Partial(_at_most_confusing, as_partial(attack))
+
+
+def _at_most_confusing(
+    attack: Attack, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Threat
+) -> Array:
+    keys = check_call(logits_fn, x, y, key, ball)
+    logits = logits_of(jax.vmap(per_example(logits_fn))(jnp.asarray(x), keys))
+    others = jnp.where(jnp.arange(logits.shape[1]) == jnp.asarray(y)[:, None], -jnp.inf, logits)
+    return attack(logits_fn, x, jnp.argmax(others, 1), key=key, ball=ball)
+
+
 def is_transfer(attack: Any) -> bool:
     """Whether an attack came from `transfer`, so that its gradients are another model's.
 
@@ -115,8 +146,8 @@ def is_transfer(attack: Any) -> bool:
 def made_of(attack: Any) -> Iterator[Any]:
     """The functions that an attack is made of, from the outside in.
 
-    Looks through `functools.partial`, `at_eps`, `transfer` and `through`. What `first_success`
-    makes is an attack of its own: it brings into the ball what its members return.
+    Looks through `functools.partial`, `at_eps`, `most_confusing`, `transfer` and `through`. What
+    `first_success` makes is an attack of its own: it brings into the ball what its members return.
 
     >>> print in made_of(at_eps(Partial(print, 1), 0.1))
     True
@@ -124,7 +155,7 @@ def made_of(attack: Any) -> Iterator[Any]:
     yield attack
     while (func := getattr(attack, "func", None)) is not None:
         yield func
-        if func is _pinned:
+        if func in (_pinned, _at_most_confusing):
             attack = attack.args[0]
         elif func in (_transferred, _through):
             attack = attack.args[1]

@@ -17,6 +17,14 @@ from jaxrobust import attacks, data, files, objectives, train
 from jaxrobust.cli._common import ModelName, NormName, build, check_out, default_eps, key_of
 from jaxrobust.threat import Ball
 
+SCHEDULES = {
+    "constant_schedule": lambda rate, steps: optax.constant_schedule(rate),
+    "cosine_decay_schedule": optax.cosine_decay_schedule,
+    "cosine_onecycle_schedule": lambda rate, steps: optax.cosine_onecycle_schedule(steps, rate),
+    "linear_onecycle_schedule": lambda rate, steps: optax.linear_onecycle_schedule(steps, rate),
+}
+"""Learning rates over a run: from `learning_rate` on, or up to it and down again."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Train:
@@ -41,7 +49,14 @@ class Train:
     batch_size: int = 64
     """Images a step."""
     learning_rate: float = 1e-3
-    """Adam's, falling to zero along a cosine."""
+    """Adam's, at its highest."""
+    schedule: Literal[
+        "constant_schedule",
+        "cosine_decay_schedule",
+        "cosine_onecycle_schedule",
+        "linear_onecycle_schedule",
+    ] = "cosine_decay_schedule"
+    """How the learning rate moves over the run, by its name in optax."""
     seed: int = 0
     """Seed of everything."""
     resume: bool = False
@@ -76,7 +91,7 @@ class Train:
         else:
             objective = getattr(objectives, self.objective)(forward)
         steps = max(1, self.num_epochs * (cut // max(1, self.batch_size)))
-        optimizer = optax.adam(optax.cosine_decay_schedule(self.learning_rate, steps))
+        optimizer = optax.adam(SCHEDULES[self.schedule](self.learning_rate, steps))
 
         def validate(params: PyTree, model_state: PyTree) -> dict[str, Any]:
             del model_state
@@ -92,6 +107,7 @@ class Train:
             "norm": ball.norm, "eps": ball.eps, "seed": self.seed,
             "num_steps": self.num_steps, "num_epochs": self.num_epochs,
             "batch_size": self.batch_size, "learning_rate": self.learning_rate,
+            "schedule": self.schedule,
         }  # fmt: skip
         path = self.out / "model.json"
         if path.exists():

@@ -10,6 +10,7 @@ from jaxrobust.losses._common import (
     cross_entropy,
     generalized_cross_entropy,
     hinge,
+    kl,
     margin,
     reverse_cross_entropy,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "f7",
     "generalized_cross_entropy",
     "hinge",
+    "kl",
     "margin",
     "penalized",
     "reverse_cross_entropy",

@@ -15,13 +15,17 @@ from jaxrobust.types import logits_of
 Loss = Callable[[Any, Any], Array]
 
 
-def cross_entropy(outputs: PyTree, y: Int[Array, ""]) -> Float[Array, ""]:
-    """Softmax cross-entropy with an integer label, in nats.
+def cross_entropy(
+    outputs: PyTree, y: Int[Array, ""] | Float[Array, " classes"]
+) -> Float[Array, ""]:
+    """Softmax cross-entropy with an integer label, or with a probability of each class, in nats.
 
     >>> float(cross_entropy(jnp.array([0.0, 0.0]), jnp.array(0)))  # log 2
     0.693147...
     """
     logits = logits_of(outputs)
+    if jnp.ndim(y):
+        return -jnp.sum(y * jax.nn.log_softmax(logits))
     return jax.nn.logsumexp(logits) - of_class(logits, y)
 
 
@@ -79,6 +83,23 @@ def reverse_cross_entropy(outputs: PyTree, y: Int[Array, ""]) -> Float[Array, ""
     others = jnp.sum(jnp.where(own, 0.0, jax.nn.log_softmax(logits)))
     # NaN, as `of_class` has it, where the label is none of the classes.
     return jnp.where(jnp.any(own), -others / (logits.size - 1), jnp.nan)
+
+
+def kl(outputs: PyTree, y: Any) -> Float[Array, ""]:
+    """Kullback-Leibler divergence of the softmax from a reference's, in nats; no label counts.
+
+    `sum_j p_j log(p_j / q_j)`, q the softmax of the logits and p that of the reference.
+
+    Args:
+        outputs: `(logits, reference logits, ...)`: `transforms.beside` makes such a model.
+        y: Any label; ignored.
+
+    >>> float(kl((jnp.array([0.0, jnp.log(3.0)]), jnp.zeros(2)), 0))  # log(2 / sqrt 3)
+    0.143841...
+    """
+    del y
+    log_q, log_p = jax.nn.log_softmax(outputs[0]), jax.nn.log_softmax(outputs[1])
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,10 @@ from jaxrobust.objectives._base import (
     from_stateful_module,
     scale,
 )
+from jaxrobust.objectives._bilateral import bilateral
 from jaxrobust.objectives._distillation import distillation
+from jaxrobust.objectives._free import free
+from jaxrobust.objectives._labels import adversarial_labels, smoothed_labels
 from jaxrobust.objectives._lp import lp_robust
 from jaxrobust.objectives._madry import madry
 from jaxrobust.objectives._noise import gaussian_augmentation
@@ -17,20 +20,25 @@ from jaxrobust.objectives._pair_solvers import PairSolver, lanczos_dual, warm_mi
 from jaxrobust.objectives._pdm import pdm
 from jaxrobust.objectives._reduce_variance import reduce_variance
 from jaxrobust.objectives._reverse_cross_entropy import reverse_cross_entropy
+from jaxrobust.objectives._scheduled import scheduled
 from jaxrobust.objectives._sdp import sdp_regularized, sdp_robust
 from jaxrobust.objectives._siamese import siamese
 from jaxrobust.objectives._smooth_adv import smooth_adv
 from jaxrobust.objectives._spatial import flow_adversarial, spatial_sdp
 from jaxrobust.objectives._stability import stability
 from jaxrobust.objectives._standard import cross_entropy, hinge
+from jaxrobust.objectives._trades import trades
 
 __all__ = [
     "Forward",
     "PairSolver",
     "add",
+    "adversarial_labels",
+    "bilateral",
     "cross_entropy",
     "distillation",
     "flow_adversarial",
+    "free",
     "frobenius_norm",
     "from_loss",
     "from_module",
@@ -44,12 +52,15 @@ __all__ = [
     "reduce_variance",
     "reverse_cross_entropy",
     "scale",
+    "scheduled",
     "sdp_regularized",
     "sdp_robust",
     "siamese",
     "smooth_adv",
+    "smoothed_labels",
     "spatial_sdp",
     "spectral_norm",
     "stability",
+    "trades",
     "warm_mixing",
 ]

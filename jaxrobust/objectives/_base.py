@@ -115,12 +115,12 @@ def from_loss(forward: Forward, loss: Loss, accuracy: str = "accuracy") -> Objec
     0.693147...
     """
 
-    def mean_loss(outputs: PyTree, y: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+    def of_rows(outputs: PyTree, y: Array, key: Array) -> tuple[Array, dict[str, Array]]:
         del key
         hits = jnp.argmax(logits_of(outputs), axis=-1) == y
         return jnp.mean(jax.vmap(loss)(outputs, y)), {accuracy: jnp.mean(hits)}
 
-    return from_batch_loss(forward, mean_loss)
+    return from_batch_loss(forward, of_rows)
 
 
 def from_batch_loss(
@@ -157,7 +157,28 @@ def from_batch_loss(
     return Objective(init, value_and_grad)
 
 
-def scale(weight: float, objective: Objective) -> Objective:
+def mean_loss(
+    forward: Forward, loss: Loss, targets: Array, accuracy: str
+) -> Callable[[PyTree, PyTree, PyTree, Batch], tuple[Array, Out]]:
+    """`(params, model_state, state, batch) -> (loss, Out)`: the mean of a loss over the batch.
+
+    Args:
+        forward: The model.
+        loss: `loss(outputs, target) -> scalar` for one example.
+        targets: What the loss is handed for each row: `batch.y`, or probabilities.
+        accuracy: Name under which the accuracy, by `batch.y`, appears among the metrics.
+    """
+
+    def mean(params: PyTree, model_state: PyTree, state: PyTree, batch: Batch) -> tuple[Array, Out]:
+        outputs, new_state = forward(params, model_state, batch.x)
+        value = jnp.mean(jax.vmap(loss)(outputs, targets))
+        hits = jnp.argmax(logits_of(outputs), axis=-1) == batch.y
+        return value, Out(value, new_state, state, {accuracy: jnp.mean(hits)})
+
+    return mean
+
+
+def scale(weight: float | Array, objective: Objective) -> Objective:
     """An objective times a constant.
 
     >>> from jaxrobust import losses

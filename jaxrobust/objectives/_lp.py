@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +17,11 @@ from jaxrobust.threat import Box
 from jaxrobust.types import Batch, Objective, Out, logits_of
 
 
-class LpState(NamedTuple):
-    """Number of steps taken, for the schedule of eps."""
-
-    step: Array
-
-
 def lp_robust(
     forward: Forward,
     layers: Callable[[PyTree], Sequence[Layer]],
     *,
-    eps: float,
-    eps_schedule: Callable[[Array], Any] | None = None,
+    eps: float | Array,
     box: Box | None = Box(),  # noqa: B008 (immutable)
 ) -> Objective:
     """Robust cross-entropy: the loss at the certified worst logits over the linf ball.
@@ -37,20 +29,19 @@ def lp_robust(
     The logits of an example are `-margins` of `certify.lp_margins`, 0 for the true class. As
     cross-entropy does not change when all logits are shifted and falls in the margins, the loss at
     these bounds the loss at every image of the ball. Training at the full eps from the start stalls
-    at the loss of chance (2.3 with ten classes; issue 2 of locuslab/convex_adversarial): let
-    `eps_schedule` begin below. The published runs go linearly from 0.05 to 0.1 in the first half of
-    20 epochs (version 0.2; Adam, rate 1e-3, batch 50) or from 0.01 in the first 10 to 20 of 60.
+    at the loss of chance (2.3 with ten classes; issue 2 of locuslab/convex_adversarial): let it
+    rise (`scheduled`). The published runs go linearly from 0.05 to 0.1 in the first half of 20
+    epochs (version 0.2; Adam, rate 1e-3, batch 50) or from 0.01 in the first 10 to 20 of 60.
 
     Args:
         forward: `(params, model_state, x) -> (outputs, model_state)`, for the clean accuracy.
         layers: `params -> layers`, the same network as `certify.lp_margins` reads it.
         eps: Radius of the linf ball in pixel units.
-        eps_schedule: An optax schedule, step -> eps, in place of `eps`.
         box: Legal pixel values, which cut the ball; None for the whole ball, as in the paper.
 
     Returns:
-        An objective with the metrics `accuracy` (clean), `lp_error` (share of the batch with a
-        margin that is not positive at the current eps) and `eps`.
+        An objective with the metrics `accuracy` (clean) and `lp_error` (share of the batch with a
+        margin that is not positive).
 
     Raises:
         ValueError: For an eps that is no finite number >= 0.
@@ -71,16 +62,15 @@ def lp_robust(
     """
     check_radius(eps, "eps")
 
-    def init(params: PyTree, key: Key[Array, ""]) -> LpState:
+    def init(params: PyTree, key: Key[Array, ""]) -> tuple[()]:
         del params, key
-        return LpState(jnp.zeros((), jnp.int32))
+        return ()
 
     def value_and_grad(
-        params: PyTree, model_state: PyTree, state: LpState, batch: Batch, *, key: Key[Array, ""]
+        params: PyTree, model_state: PyTree, state: PyTree, batch: Batch, *, key: Key[Array, ""]
     ) -> tuple[Out, PyTree]:
         del key
-        radius = jnp.asarray(eps if eps_schedule is None else eps_schedule(state.step))
-        radius = radius.astype(batch.x.dtype)
+        radius = jnp.asarray(eps, batch.x.dtype)
 
         def worst_loss(params: PyTree) -> tuple[Array, Array]:
             margins = lp_margins(layers(params), batch.x, batch.y, eps=radius, box=box)
@@ -91,7 +81,7 @@ def lp_robust(
         outputs, new_state = forward(params, model_state, batch.x)
         hits = jnp.argmax(logits_of(outputs), axis=-1) == batch.y
         certified = jnp.all(margins > 0, axis=-1)
-        metrics = {"accuracy": jnp.mean(hits), "lp_error": 1.0 - jnp.mean(certified), "eps": radius}
-        return Out(loss, new_state, LpState(state.step + 1), metrics), grads
+        metrics = {"accuracy": jnp.mean(hits), "lp_error": 1.0 - jnp.mean(certified)}
+        return Out(loss, new_state, state, metrics), grads
 
     return Objective(init, value_and_grad)

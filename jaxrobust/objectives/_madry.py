@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from jaxrobust import losses
 from jaxrobust.losses import Loss
-from jaxrobust.objectives._base import Forward, from_loss, frozen_model
+from jaxrobust.objectives._base import Forward, frozen_model, mean_loss
+from jaxrobust.objectives._labels import Labels
 from jaxrobust.threat import Threat
-from jaxrobust.types import Attack, Batch, Objective, Out
-
-
-class MadryState(NamedTuple):
-    """Number of steps taken, for the schedule of eps."""
-
-    step: Array
+from jaxrobust.types import Attack, Batch, Objective, Out, logits_of
 
 
 def madry(
@@ -28,13 +20,21 @@ def madry(
     *,
     ball: Threat,
     loss: Loss = losses.cross_entropy,
-    eps_schedule: Callable[[Array], Any] | None = None,
+    labels: Labels | None = None,
     eval_forward: Forward | None = None,
 ) -> Objective:
     """The saddle-point objective: the loss at the attack's images, no clean term.
 
     The attack sees the current parameters as constants, and the model's state as it was before the
-    step. A mix with the clean loss is `add(scale(w, cross_entropy(forward)), scale(1 - w, ...))`.
+    step. Its relatives are made of it:
+
+    - with the clean loss mixed in (AT-NN of paper 003 has w = 0.5): `add(scale(w,
+      cross_entropy(forward)), scale(1 - w, madry(...)))`;
+    - "fast" (Wong et al. 2020): the attack is `functools.partial(pgd, num_steps=1, step_size=1.25 *
+      eps)`, FGSM from a random start; R-FGSM is the same with a step of eps;
+    - with an eps that rises (warm-up, PGDLS): `scheduled`. An attack whose `step_size` is None
+      follows;
+    - "free" reuses gradients: see `free`.
 
     Args:
         forward: `(params, model_state, x) -> (outputs, model_state)`.
@@ -42,11 +42,14 @@ def madry(
             num_steps=40, step_size=0.01)` as published for MNIST.
         ball: The threat trained against.
         loss: Loss minimised at the attacked images.
-        eps_schedule: An optax schedule, step -> eps, in place of `ball.eps`; leave the attack's
-            `step_size` at None to let it follow. Warm-up is our choice; the paper has none.
-        eval_forward: The forward function that the attack sees, in evaluation mode. Required where
-            the model has a state: attacks look at one image at a time, and batch statistics of one
-            image would take its gradient away.
+        labels: What the loss is handed in place of the class: `labels(logits, y)` of the clean
+            image's logits, such as `smoothed_labels(0.5)`. The attack gets the class.
+        eval_forward: The forward function that the attack and `labels` see, in evaluation mode.
+            Required where the model has a state: attacks look at one image at a time, and batch
+            statistics of one image would take its gradient away.
+
+    Returns:
+        An objective with the metric `adversarial_accuracy`; no state.
 
     Raises:
         ValueError: At the first step, for a model with a state but no `eval_forward`.
@@ -54,29 +57,22 @@ def madry(
     References:
         Madry et al. 2018, eq. 2.1 (paper 001); methods.md B.
     """
-    at_attacked = from_loss(forward, loss, accuracy="adversarial_accuracy")
 
-    def init(params: PyTree, key: Key[Array, ""]) -> MadryState:
+    def init(params: PyTree, key: Key[Array, ""]) -> tuple[()]:
         del params, key
-        return MadryState(jnp.zeros((), jnp.int32))
+        return ()
 
     def value_and_grad(
-        params: PyTree,
-        model_state: PyTree,
-        state: MadryState,
-        batch: Batch,
-        *,
-        key: Key[Array, ""],
+        params: PyTree, model_state: PyTree, state: PyTree, batch: Batch, *, key: Key[Array, ""]
     ) -> tuple[Out, PyTree]:
         logits_fn = frozen_model(forward, eval_forward, params, model_state)
-        eps = ball.eps if eps_schedule is None else eps_schedule(state.step)
-        attacked = attack(
-            logits_fn, batch.x, batch.y, key=key, ball=dataclasses.replace(ball, eps=eps)
-        )
-        out, grads = at_attacked.value_and_grad(
-            params, model_state, (), batch._replace(x=attacked), key=key
-        )
-        metrics = {**out.metrics, "eps": jnp.asarray(eps, out.loss.dtype)}
-        return out._replace(state=MadryState(state.step + 1), metrics=metrics), grads
+        attacked = attack(logits_fn, batch.x, batch.y, key=key, ball=ball)
+        targets = batch.y
+        if labels is not None:
+            targets = jax.vmap(labels)(logits_of(logits_fn(batch.x)), batch.y)
+        mean = mean_loss(forward, loss, targets, "adversarial_accuracy")
+        at_attacked = batch._replace(x=jax.lax.stop_gradient(jnp.asarray(attacked)))
+        grads, out = jax.grad(mean, has_aux=True)(params, model_state, state, at_attacked)
+        return out, grads
 
     return Objective(init, value_and_grad)

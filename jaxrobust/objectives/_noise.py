@@ -12,7 +12,7 @@ from jaxrobust.types import Batch, Objective, Out
 
 
 def gaussian_augmentation(
-    forward: Forward, *, sigma: float, loss: Loss = losses.cross_entropy
+    forward: Forward, *, sigma: float | Array, loss: Loss = losses.cross_entropy
 ) -> Objective:
     """The loss at images with Gaussian noise, one draw an example and step; no clean term.
 
@@ -50,7 +50,9 @@ def gaussian_augmentation(
     return Objective(at_noisy.init, value_and_grad)
 
 
-def add_noise(x: Float[Array, "*dims"], sigma: float, key: Key[Array, ""]) -> Float[Array, "*dims"]:
+def add_noise(
+    x: Float[Array, "*dims"], sigma: float | Array, key: Key[Array, ""]
+) -> Float[Array, "*dims"]:
     """Images plus independent Gaussian noise, not clipped.
 
     >>> add_noise(jax.numpy.ones(2), 0.0, jax.random.key(0))

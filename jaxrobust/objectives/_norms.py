@@ -98,7 +98,7 @@ def spectral_norm(layers: Read, weight: float, num_steps: int = 1) -> Objective:
 def _regulariser(
     init: Callable[..., PyTree],
     norms: Callable[[PyTree, PyTree], tuple[list[Array], PyTree]],
-    weight: float,
+    weight: float | Array,
 ) -> Objective:
     """`weight` times the sum of the norms, whatever the batch."""
 

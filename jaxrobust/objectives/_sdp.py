@@ -43,8 +43,8 @@ def sdp_regularized(
     layers: Callable[[PyTree], list[Layer]],
     solver: PairSolver,
     *,
-    weight: float,
-    eps: float,
+    weight: float | Array,
+    eps: float | Array,
     loss: Loss = losses.hinge,
     renew_every: int | None = None,
     all_pairs: bool = False,
@@ -98,8 +98,7 @@ def sdp_robust(
     layers: Callable[[PyTree], list[Layer]],
     solver: PairSolver,
     *,
-    eps: float,
-    eps_schedule: Callable[[Array], Any] | None = None,
+    eps: float | Array,
     loss: Loss = losses.cross_entropy,
     all_pairs: bool = False,
 ) -> Objective:
@@ -113,8 +112,7 @@ def sdp_robust(
         forward: `(params, model_state, x) -> (outputs, model_state)`.
         layers: `params -> layers`: the same network, `Dense, Relu | Sigmoid, Dense`.
         solver: `warm_mixing(...)` or `lanczos_dual(...)`.
-        eps: Linf radius trained for.
-        eps_schedule: An optax schedule, step -> eps, in place of `eps`.
+        eps: Linf radius trained for; let it rise from 0 (`scheduled`) where that is hard.
         loss: Of one example's worst-case logits. `losses.generalized_cross_entropy` gives up on
             examples out of reach, and so certifies more of the others.
         all_pairs: Refresh every pair at every step.
@@ -127,8 +125,7 @@ def sdp_robust(
     """
 
     def total(outputs: PyTree, y: Array, values: Array, state: PairState) -> Array:
-        radius = eps if eps_schedule is None else eps_schedule(state.step)
-        worst = logits_of(outputs) + radius / 4 * _square(values)[y]
+        worst = logits_of(outputs) + eps / 4 * _square(values)[y]
         return jnp.mean(jax.vmap(loss)(worst, y))
 
     return _with_pairs(forward, layers, solver, total, eps, None, all_pairs)
@@ -139,7 +136,7 @@ def _with_pairs(
     layers: Callable[[PyTree], list[Layer]],
     solver: PairSolver,
     total: Callable[..., Array],
-    eps: float,
+    eps: float | Array,
     renew_every: int | None,
     all_pairs: bool,
 ) -> Objective:

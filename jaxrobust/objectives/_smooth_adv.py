@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
@@ -17,20 +13,13 @@ from jaxrobust.threat import Ball
 from jaxrobust.types import Attack, Batch, LogitsFn, Objective, Out, logits_of, row_keys
 
 
-class SmoothAdvState(NamedTuple):
-    """Number of steps taken, for the schedule of eps."""
-
-    step: Array
-
-
 def smooth_adv(
     forward: Forward,
     attack: Attack,
     *,
     ball: Ball,
-    sigma: float,
+    sigma: float | Array,
     num_samples: int = 1,
-    eps_schedule: Callable[[Array], Any] | None = None,
     eval_forward: Forward | None = None,
 ) -> Objective:
     """Cross-entropy at noisy copies of images that an attack finds against the smoothed classifier.
@@ -49,15 +38,14 @@ def smooth_adv(
         forward: `(params, model_state, x) -> (outputs, model_state)`.
         attack: `attack(logits_fn, x, y, *, key, ball) -> x_adv`, called on one image at a time
             under `jax.vmap`. Released: `pgd` in ten steps of `2 * eps / 10`, no random start.
-        ball: The threat trained against, l2 as published; one eps for all.
+        ball: The threat trained against, l2 as published; one eps for all. In published runs it
+            rises linearly over the first epochs: `scheduled`.
         sigma: Standard deviation of the noise in pixel units, that of the smoothed classifier.
         num_samples: Noise draws an example, shared by the attack and the loss.
-        eps_schedule: An optax schedule, step -> eps, in place of `ball.eps`; published runs rise
-            linearly over the first epochs.
         eval_forward: The forward function that the attack sees; see `madry`.
 
     Returns:
-        An objective with the metrics `adversarial_accuracy` (over the noisy copies) and `eps`.
+        An objective with the metric `adversarial_accuracy`, over the noisy copies.
 
     Raises:
         ValueError: For a negative sigma or a count below 1; at the first step, for a model with a
@@ -71,28 +59,17 @@ def smooth_adv(
     checks.check_count(num_samples, "num_samples")
     at_noisy = from_loss(forward, losses.cross_entropy, accuracy="adversarial_accuracy")
 
-    def init(params: PyTree, key: Key[Array, ""]) -> SmoothAdvState:
-        del params, key
-        return SmoothAdvState(jnp.zeros((), jnp.int32))
-
     def value_and_grad(
-        params: PyTree,
-        model_state: PyTree,
-        state: SmoothAdvState,
-        batch: Batch,
-        *,
-        key: Key[Array, ""],
+        params: PyTree, model_state: PyTree, state: PyTree, batch: Batch, *, key: Key[Array, ""]
     ) -> tuple[Out, PyTree]:
         model = frozen_model(forward, eval_forward, params, model_state)
-        eps = ball.eps if eps_schedule is None else eps_schedule(state.step)
-        now = dataclasses.replace(ball, eps=eps)
         rows, *dims = batch.x.shape
         noise_key, attack_key = jax.random.split(key)
         noise = sigma * jax.random.normal(noise_key, (rows, num_samples, *dims), batch.x.dtype)
 
         def attacked(x: Array, y: Array, noise: Array, key: Array) -> Array:
             logits_fn = Partial(log_mean_softmax, model, noise)
-            return attack(logits_fn, x[None], y[None], key=key[None], ball=now)[0]
+            return attack(logits_fn, x[None], y[None], key=key[None], ball=ball)[0]
 
         x_adv = jax.vmap(attacked)(batch.x, batch.y, noise, row_keys(attack_key, rows))
         copies = Batch(
@@ -100,11 +77,9 @@ def smooth_adv(
             jnp.repeat(batch.y, num_samples),
             jnp.repeat(batch.index, num_samples),
         )
-        out, grads = at_noisy.value_and_grad(params, model_state, (), copies, key=key)
-        metrics = {**out.metrics, "eps": jnp.asarray(eps, out.loss.dtype)}
-        return out._replace(state=SmoothAdvState(state.step + 1), metrics=metrics), grads
+        return at_noisy.value_and_grad(params, model_state, state, copies, key=key)
 
-    return Objective(init, value_and_grad)
+    return Objective(at_noisy.init, value_and_grad)
 
 
 def log_mean_softmax(

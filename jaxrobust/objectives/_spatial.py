@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Key, PyTree, UInt16
 
 from jaxrobust import losses
-from jaxrobust.checks import check_count
+from jaxrobust.checks import check_count, check_radius
 from jaxrobust.flow import largest_displacement
 from jaxrobust.layers import Dense, Layer
 from jaxrobust.losses import Loss
@@ -31,8 +31,8 @@ def spatial_sdp(
     layers: Callable[[PyTree], list[Layer]],
     solver: PairSolver,
     *,
-    weight: float,
-    eps: float,
+    weight: float | Array,
+    eps: float | Array,
     shape: tuple[int, int],
     null_space: Any = "dirichlet",
     loss: Loss = losses.hinge,
@@ -115,7 +115,7 @@ def flow_adversarial(
     attack: Callable[..., Array],
     *,
     shape: tuple[int, ...],
-    weight: float = 0.3,
+    weight: float | Array = 0.3,
     num_epochs: int = 3,
     loss: Loss = losses.cross_entropy,
     eval_forward: Forward | None = None,
@@ -156,8 +156,7 @@ def flow_adversarial(
 
     References: paper 002, sec. 6.8 (5); Xiao et al. 2018.
     """
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"weight must be a finite number >= 0; got {weight}")
+    check_radius(weight, "weight")
     if not isinstance(shape, tuple) or len(shape) < 2:
         raise ValueError(f"shape must be that of all training images, x.shape; got {shape!r}")
     for size in shape:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,8 @@ FORMS = ("cross_entropy", "kl")
 def stability(
     forward: Forward,
     *,
-    sigma: float,
-    weight: float = 1.0,
+    sigma: float | Array,
+    weight: float | Array = 1.0,
     form: Literal["cross_entropy", "kl"] = "cross_entropy",
     loss: Loss = losses.cross_entropy,
 ) -> Objective:
@@ -64,6 +65,9 @@ def stability(
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}")
 
+    distance = _cross_entropy if form == "cross_entropy" else losses.kl
+    step = at_both(forward, loss, distance, weight, "noisy_accuracy", "stability")
+
     def init(params: PyTree, key: Key[Array, ""]) -> tuple[()]:
         del params, key
         return ()
@@ -71,31 +75,55 @@ def stability(
     def value_and_grad(
         params: PyTree, model_state: PyTree, state: PyTree, batch: Batch, *, key: Key[Array, ""]
     ) -> tuple[Out, PyTree]:
-        noisy_x = add_noise(batch.x, sigma, key)
+        return step(params, model_state, state, batch, add_noise(batch.x, sigma, key))
 
+    return Objective(init, value_and_grad)
+
+
+def at_both(
+    forward: Forward,
+    loss: Loss,
+    distance: Loss,
+    weight: float | Array,
+    accuracy: str,
+    name: str,
+) -> Callable[..., tuple[Out, PyTree]]:
+    """`(params, model_state, state, batch, other images) -> (Out, grads)`.
+
+    Of the mean of `loss` at the batch plus `weight` times that of `distance((z', z), y)`, z' the
+    logits at the other image and z those at the batch's own. The model runs on the batch first.
+
+    Args:
+        forward: The model.
+        loss: Of one example at its own image.
+        distance: Between its logits at both.
+        weight: Of the distance.
+        accuracy: What the accuracy at the other images is called.
+        name: What the mean distance is called.
+    """
+
+    def step(
+        params: PyTree, model_state: PyTree, state: PyTree, batch: Batch, other: Array
+    ) -> tuple[Out, PyTree]:
         def total(params: PyTree) -> tuple[Array, Out]:
             outputs, new_state = forward(params, model_state, batch.x)
-            noisy_outputs, new_state = forward(params, new_state, noisy_x)
-            clean, noisy = logits_of(outputs), logits_of(noisy_outputs)
-            distance = jnp.mean(jax.vmap(_distance, (0, 0, None))(clean, noisy, form))
-            value = jnp.mean(jax.vmap(loss)(outputs, batch.y)) + weight * distance
+            other_outputs, new_state = forward(params, new_state, other)
+            here, there = logits_of(outputs), logits_of(other_outputs)
+            apart = jnp.mean(jax.vmap(distance)((there, here), batch.y))
+            value = jnp.mean(jax.vmap(loss)(outputs, batch.y)) + weight * apart
             metrics = {
-                "accuracy": jnp.mean(jnp.argmax(clean, axis=-1) == batch.y),
-                "noisy_accuracy": jnp.mean(jnp.argmax(noisy, axis=-1) == batch.y),
-                "stability": distance,
+                "accuracy": jnp.mean(jnp.argmax(here, axis=-1) == batch.y),
+                accuracy: jnp.mean(jnp.argmax(there, axis=-1) == batch.y),
+                name: apart,
             }
             return value, Out(value, new_state, state, metrics)
 
         grads, out = jax.grad(total, has_aux=True)(params)
         return out, grads
 
-    return Objective(init, value_and_grad)
+    return step
 
 
-def _distance(
-    clean: Float[Array, " classes"], noisy: Float[Array, " classes"], form: str
-) -> Float[Array, ""]:
-    """Distance of one example's softmax at the noisy image from that at the clean one, in nats."""
-    log_clean, log_noisy = jax.nn.log_softmax(clean), jax.nn.log_softmax(noisy)
-    against = log_clean if form == "kl" else 0.0
-    return jnp.sum(jnp.exp(log_clean) * (against - log_noisy))
+def _cross_entropy(outputs: PyTree, y: Any) -> Float[Array, ""]:
+    """Of the softmax at the noisy image with that at the clean one for its target, in nats."""
+    return losses.cross_entropy(outputs[0], jax.nn.softmax(outputs[1]))
