@@ -228,14 +228,14 @@ def _lifted(
     checks.check_count(num_restarts, "num_restarts")
     step_size = 2.5 * ball_eps(ball) / num_steps if step_size is None else step_size
     x_adv, trace = lift(
-        _search, logits_fn, x, y, key=key, ball=ball, scalars={"step_size": step_size},
+        climb, logits_fn, x, y, key=key, ball=ball, scalars={"step_size": step_size},
         num_steps=num_steps, num_restarts=num_restarts, random_start=random_start, loss=loss,
         gradient=gradient, record=record,
     )  # fmt: skip
     return (x_adv, trace) if record else x_adv
 
 
-def _search(
+def climb(
     model: Callable[..., Any], x: Array, y: Any, key: Array, *, ball: Ball, step_size: Array,
     num_steps: int, num_restarts: int, random_start: bool, loss: Loss, gradient: Gradient,
     record: bool,

@@ -11,6 +11,7 @@ from jaxrobust.losses._common import (
     generalized_cross_entropy,
     hinge,
     margin,
+    soft_margin,
 )
 from jaxrobust.losses._dlr import dlr, targeted_dlr
 
@@ -31,6 +32,7 @@ __all__ = [
     "hinge",
     "margin",
     "penalized",
+    "soft_margin",
     "success",
     "targeted",
     "targeted_dlr",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxrobust.models._split import Part, Split
 from jaxrobust.types import Images
 
 
-class WideResNet(nn.Module):
+class WideResNet(Split, nn.Module):
     """Pre-activation residual network with batch normalisation; images are standardised first.
 
     conv 3x3, then three stages of residual units, the second and third of stride 2; leaky ReLU of
@@ -30,7 +32,9 @@ class WideResNet(nn.Module):
     num_classes: int = 10
 
     @nn.compact
-    def __call__(self, images: Images, train: bool = False) -> Float[Array, "batch classes"]:
+    def __call__(
+        self, images: Images, train: bool = False, part: Part = "whole"
+    ) -> Float[Array, "batch *out"]:
         """Logits of a batch of NHWC images; `train=True` for statistics of the batch."""
         norm = functools.partial(
             nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5
@@ -40,15 +44,20 @@ class WideResNet(nn.Module):
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
         )  # fmt: skip
         active = lambda x: nn.leaky_relu(norm()(x), 0.1)
-        x = conv(self.widths[0])(_standardised(jnp.asarray(images)))
+        x = jnp.asarray(images)
+        if part != "trunk":
+            x = conv(self.widths[0], name="Conv_0")(_standardised(x))
+        if part == "stem":
+            return x
+        names = (f"Conv_{i}" for i in itertools.count(1))
         for stage, width in enumerate(self.widths[1:]):
             for unit in range(self.num_units):
                 stride = 2 if stage > 0 and unit == 0 else 1
                 branch = active(x)
                 if stage == unit == 0:  # the first activation serves the shortcut as well
                     x = branch
-                branch = active(conv(width, strides=(stride, stride))(branch))
-                x = _shortcut(x, stride, width) + conv(width)(branch)
+                branch = active(conv(width, strides=(stride, stride), name=next(names))(branch))
+                x = _shortcut(x, stride, width) + conv(width, name=next(names))(branch)
         x = jnp.mean(active(x), axis=(1, 2))
         return nn.Dense(self.num_classes)(x)
 

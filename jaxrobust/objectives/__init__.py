@@ -8,34 +8,46 @@ from jaxrobust.objectives._base import (
     from_stateful_module,
     scale,
 )
+from jaxrobust.objectives._cross_lipschitz import cross_lipschitz
 from jaxrobust.objectives._distillation import distillation
+from jaxrobust.objectives._input_gradient import input_gradient
+from jaxrobust.objectives._jacobian import jacobian
 from jaxrobust.objectives._lp import lp_robust
 from jaxrobust.objectives._madry import madry
+from jaxrobust.objectives._mma import mma
 from jaxrobust.objectives._noise import gaussian_augmentation
 from jaxrobust.objectives._norms import frobenius_norm, spectral_norm
 from jaxrobust.objectives._pair_solvers import PairSolver, lanczos_dual, warm_mixing
 from jaxrobust.objectives._sdp import sdp_regularized, sdp_robust
 from jaxrobust.objectives._smooth_adv import smooth_adv
 from jaxrobust.objectives._spatial import flow_adversarial, spatial_sdp
+from jaxrobust.objectives._split import Stem, from_split_module
 from jaxrobust.objectives._stability import stability
 from jaxrobust.objectives._standard import cross_entropy, hinge
+from jaxrobust.objectives._yopo import yopo
 
 __all__ = [
     "Forward",
     "PairSolver",
+    "Stem",
     "add",
     "cross_entropy",
+    "cross_lipschitz",
     "distillation",
     "flow_adversarial",
     "frobenius_norm",
     "from_loss",
     "from_module",
+    "from_split_module",
     "from_stateful_module",
     "gaussian_augmentation",
     "hinge",
+    "input_gradient",
+    "jacobian",
     "lanczos_dual",
     "lp_robust",
     "madry",
+    "mma",
     "scale",
     "sdp_regularized",
     "sdp_robust",
@@ -44,4 +56,5 @@ __all__ = [
     "spectral_norm",
     "stability",
     "warm_mixing",
+    "yopo",
 ]
