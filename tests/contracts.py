@@ -107,9 +107,7 @@ SPEAKS_OF = {
 }
 """Norms of an attack that does not know them all; none where it speaks of pixels."""
 
-DETERMINISTIC = {"fgsm", "bim"} | (
-    MINIMUM_NORM.keys() - {"adaptive_norm_pgd", "boundary", "fab"}
-)
+DETERMINISTIC = {"fgsm", "bim"} | (MINIMUM_NORM.keys() - {"adaptive_norm_pgd", "boundary", "fab"})
 """Attacks that draw nothing."""
 
 CERTIFICATES = {

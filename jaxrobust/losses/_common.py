@@ -49,7 +49,7 @@ def soft_margin(outputs: PyTree, y: Int[Array, ""]) -> Float[Array, ""]:
     Positive exactly where the true class has less than half of the probability, so that its zero
     lies before the boundary; with two classes, on it.
 
-    References: Ding et al. 2020 (MMA training), eq. 9 (the soft logit margin, SLM); paper 001.
+    References: Ding et al. 2020, "MMA Training" (the soft logit margin, SLM; paper 001).
 
     >>> float(soft_margin(jnp.array([3.0, 1.0]), jnp.array(0)))
     -2.0

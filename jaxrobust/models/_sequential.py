@@ -28,16 +28,16 @@ class MLP(Split, nn.Module):
     @nn.compact
     def __call__(self, x: Images, part: Part = "whole") -> Float[Array, "batch out"]:
         """Logits of a batch of images of any shape."""
-        x = x.reshape(x.shape[0], -1)
+        hidden = jnp.asarray(x).reshape(x.shape[0], -1)
         sizes = (*self.features, self.num_classes)
         for i, width in enumerate(sizes):
             if part == "trunk" and i == 0:
                 continue
-            x = nn.Dense(width, name=f"Dense_{i}")(x)
-            x = nn.relu(x) if i + 1 < len(sizes) else x
+            hidden = nn.Dense(width, name=f"Dense_{i}")(hidden)
+            hidden = nn.relu(hidden) if i + 1 < len(sizes) else hidden
             if part == "stem":
                 break
-        return x
+        return hidden
 
     def layers(self, variables: Mapping[str, Any]) -> list[Layer]:
         """The network as explicit layers, for certificates."""
@@ -59,6 +59,7 @@ class SmallCNN(Split, nn.Module):
     @nn.compact
     def __call__(self, x: Images, part: Part = "whole") -> Float[Array, "batch *out"]:
         """Logits of a batch of NHWC images."""
+        x = jnp.asarray(x)
         if part != "trunk":
             x = nn.relu(nn.Conv(16, (3, 3), name="Conv_0")(x))
         if part == "stem":
@@ -94,6 +95,7 @@ class MadryCNN(Split, nn.Module):
     @nn.compact
     def __call__(self, x: Images, part: Part = "whole") -> Float[Array, "batch *out"]:
         """Logits of a batch of NHWC images."""
+        x = jnp.asarray(x)
         if x.shape[1] % 4 or x.shape[2] % 4:
             raise ValueError(
                 f"madry_cnn pools twice: image sides must be multiples of 4; got {x.shape[1:3]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
@@ -17,8 +16,8 @@ def cross_lipschitz(forward: Forward, *, weight: float = 0.1) -> Objective:
     Pairs (l, m) and (m, l) both count, over n images and K classes; df is the derivative of a logit
     in the image. A regulariser alone, to be added to a loss. The sum over pairs is `2 K` times that
     over classes of `||df_l - df_mean||^2`, so that K products do instead of K^2 differences, and
-    nothing but one of them is kept; see `jacobian` for what a product costs, some two natural
-    steps, and for batch statistics and the model's state.
+    nothing but one of them is kept; see `jacobian` for what a product costs, and for batch
+    statistics and the model's state.
 
     Args:
         forward: `(params, model_state, x) -> (outputs, model_state)`.
@@ -33,7 +32,7 @@ def cross_lipschitz(forward: Forward, *, weight: float = 0.1) -> Objective:
 
     References:
         Hein and Andriushchenko 2017, "Formal Guarantees on the Robustness of a Classifier against
-        Adversarial Manipulation", eq. 6; paper 001 (which swaps its footnotes); methods.md E.
+        Adversarial Manipulation"; paper 001 (which swaps its footnotes); methods.md E.
 
     >>> from jaxrobust.types import Batch
     >>> objective = cross_lipschitz(lambda w, s, x: (x @ w, s), weight=1.0)

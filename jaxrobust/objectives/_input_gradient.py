@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jaxrobust import gradients, losses
+from jaxrobust import losses
 from jaxrobust.losses import Loss
 from jaxrobust.objectives._base import Forward
 from jaxrobust.objectives._input_products import regulariser
@@ -21,8 +21,9 @@ def input_gradient(
     A regulariser alone, to be added to a loss. The released code takes `lambda / 2` times the
     squared derivative of the mean loss of a batch of 256, where this weight is `lambda / (2 *
     256)`: its 56 234 are 110 here, and another batch size needs no other weight. It costs a
-    forward pass, a backward pass to the image, and the derivative of both in the parameters: some
-    two natural steps. On batch statistics and the model's state see `jacobian`.
+    forward pass, a backward pass to the image, and the derivative of both in the parameters: with
+    the natural step it is added to, 2.7 natural steps (`madry_cnn`, CPU). On batch statistics and
+    the model's state see `jacobian`.
 
     Args:
         forward: `(params, model_state, x) -> (outputs, model_state)`.
@@ -56,12 +57,10 @@ def input_gradient(
         slope = jax.grad(total)(batch.x)
         return jnp.sum(slope * slope) / len(slope)
 
-    differentiated = gradients.canonical(jax.value_and_grad(penalty))
-
     def value_and_grad(
         params: PyTree, model_state: PyTree, batch: Batch, key: Array
     ) -> tuple[Array, PyTree]:
         del key
-        return differentiated(params, model_state, batch)
+        return jax.value_and_grad(penalty)(params, model_state, batch)
 
     return regulariser(value_and_grad, weight=weight, metric="input_gradient")

@@ -41,7 +41,7 @@ def squared_products(
         (product,) = pullback(jnp.broadcast_to(direction, logits.shape).astype(logits.dtype))
         return jnp.sum(product * product) / len(x)
 
-    slope = gradients.canonical(jax.value_and_grad(penalty))
+    slope = jax.value_and_grad(penalty)
 
     def summed(params: PyTree, model_state: PyTree, batch: Batch, key: Array) -> Any:
         x = batch.x
@@ -50,8 +50,10 @@ def squared_products(
         if len(chosen) == 1:
             return slope(params, model_state, x, chosen[0])
 
+        in_a_loop = gradients.canonical(slope)
+
         def add(total: Any, direction: Array) -> tuple[Any, None]:
-            more = slope(params, model_state, x, direction)
+            more = in_a_loop(params, model_state, x, direction)
             return jax.tree.map(jnp.add, total, more), None
 
         nothing = jax.tree.map(jnp.zeros_like, (jnp.sum(x[:0]), params))

@@ -106,7 +106,7 @@ def mma(
 
     def init(params: PyTree, key: Key[Array, ""]) -> MmaState:
         del params, key
-        return MmaState(jnp.full(num_examples, eps_min))
+        return MmaState(jnp.full(num_examples, eps_min, jnp.result_type(float)))
 
     def searched(logits_fn: Any, batch: Batch, radius: Array, key: Array) -> Array:
         offered = {"norm": norm, "radius": radius, "d_max": d_max}

@@ -138,7 +138,7 @@ def yopo(
 
             return jax.lax.scan(step, x_adv, None, n)[0]
 
-        def outer(carry: Any, _: None) -> tuple[Any, Array]:
+        def outer(carry: Any, _: None) -> tuple[Any, tuple[Array, Array]]:
             x_adv, costate, grads, now = carry
             x_adv = jax.lax.stop_gradient(ascend(x_adv, costate))
             value, more, costate, hits, now = full_pass(params, now, x_adv, y)
