@@ -326,7 +326,7 @@ def test_wrong_counts_and_steps_are_refused():
 @pytest.mark.parametrize(
     "attack,arrays",
     [
-        (functools.partial(jr.attacks.adaptive_norm_pgd, num_steps=10), 7),
+        (functools.partial(jr.attacks.adaptive_norm_pgd, num_steps=10), 8),
         (jr.attacks.jsma, 20),
         (functools.partial(jr.attacks.apgd_targeted, ball=jr.Ball("linf", 8 / 255)), 20),
         (jr.attacks.boundary, 12),

@@ -64,7 +64,7 @@ def adaptive_norm_pgd(
     that of the far end is not found. On affine classifiers without a box the direction is the best
     one in linf; in l2 it keeps up to a fifth of the random start, and the way is some 2 % longer.
     With more classes than two, a `loss` of `losses.margin` finds nearer ones than the published one
-    (affine, four classes, l2: 6 instead of 11 % above the exact distance). Memory: some four images
+    (affine, four classes, l2: 6 instead of 11 % above the exact distance). Memory: some seven images
     a row beside the model's gradient.
 
     Args:
