@@ -64,8 +64,8 @@ def adaptive_norm_pgd(
     that of the far end is not found. On affine classifiers without a box the direction is the best
     one in linf; in l2 it keeps up to a fifth of the random start, and the way is some 2 % longer.
     With more classes than two, a `loss` of `losses.margin` finds nearer ones than the published one
-    (affine, four classes, l2: 6 instead of 11 % above the exact distance). Memory: some seven images
-    a row beside the model's gradient.
+    (affine, four classes, l2: 6 instead of 11 % above the exact distance). Memory: some seven
+    images a row beside the model's gradient.
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
@@ -102,7 +102,7 @@ def adaptive_norm_pgd(
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> adaptive_norm_pgd(logits_fn, jnp.full((1, 2), 0.6), jnp.array([0]),
     ...     key=jax.random.key(0)).round(2)
-    Array([[0.5, 0.5]], dtype=float32)
+    Array([[0.25, 0.25]], dtype=float32)
     """
     checks.check_choice(norm, "norm", ("linf", "l2"))
     checks.check_choice(search, "search", SEARCHES)

@@ -34,6 +34,7 @@ def cross_lipschitz(forward: Forward, *, weight: float = 0.1) -> Objective:
         Hein and Andriushchenko 2017, "Formal Guarantees on the Robustness of a Classifier against
         Adversarial Manipulation"; paper 001 (which swaps its footnotes); methods.md E.
 
+    >>> import jax
     >>> from jaxrobust.types import Batch
     >>> objective = cross_lipschitz(lambda w, s, x: (x @ w, s), weight=1.0)
     >>> batch = Batch(jnp.ones((1, 1)), jnp.array([0]), jnp.array([0]))
