@@ -33,6 +33,9 @@ ATTACKS = {
 """Every attack within a ball."""
 
 MINIMUM_NORM = {
+    "adaptive_norm_pgd": functools.partial(
+        jr.attacks.adaptive_norm_pgd, num_steps=20, loss=jr.losses.margin
+    ),
     "boundary": functools.partial(
         jr.attacks.boundary, num_steps=400, spherical_step=0.1, source_step=0.1, update_every=1
     ),
@@ -96,6 +99,7 @@ COMMON = ATTACKS | {name: jr.attacks.against(attack) for name, attack in MINIMUM
 """Every attack, in the common form."""
 
 SPEAKS_OF = {
+    "adaptive_norm_pgd": ("linf", "l2"),
     "boundary": ("l2",),
     "carlini_wagner_l0": (),
     "carlini_wagner_l2": ("l2",),
@@ -106,7 +110,7 @@ SPEAKS_OF = {
 }
 """Norms of an attack that does not know them all; none where it speaks of pixels."""
 
-DETERMINISTIC = {"fgsm", "bim"} | (MINIMUM_NORM.keys() - {"boundary", "fab"})
+DETERMINISTIC = {"fgsm", "bim"} | (MINIMUM_NORM.keys() - {"adaptive_norm_pgd", "boundary", "fab"})
 """Attacks that draw nothing."""
 
 CERTIFICATES = {

@@ -74,6 +74,7 @@ def test_same_key_same_bits_and_another_key_is_heard(name, norm):
 
 
 EXACTLY = {
+    "adaptive_norm_pgd": (20, 20 + 12),  # PGD; then its end, ten bisections and the clean image
     "apgd": (20 + 1, 2 * (20 + 1)),  # a gradient and a forward at each point
     "fab": (2 * 20 * 3, 2 * 20 * 2 + 6),  # a gradient a class; ends and steps of the final search
     "fmn": (30, 2 * 30),
@@ -325,6 +326,7 @@ def test_wrong_counts_and_steps_are_refused():
 @pytest.mark.parametrize(
     "attack,arrays",
     [
+        (functools.partial(jr.attacks.adaptive_norm_pgd, num_steps=10), 8),
         (jr.attacks.jsma, 20),
         (functools.partial(jr.attacks.apgd_targeted, ball=jr.Ball("linf", 8 / 255)), 20),
         (jr.attacks.boundary, 12),
@@ -338,6 +340,7 @@ def test_wrong_counts_and_steps_are_refused():
         (jr.attacks.every_target(jr.attacks.carlini_wagner_l2), 9 * 20),
     ],
     ids=[
+        "adaptive_norm_pgd",
         "jsma",
         "apgd_targeted",
         "boundary",

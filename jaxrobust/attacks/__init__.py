@@ -1,5 +1,6 @@
 """Attacks: `attack(logits_fn, x, y, *, key, ball, ...) -> x_adv`, pure, compiled and batched."""
 
+from jaxrobust.attacks._adaptive_norm_pgd import adaptive_norm_pgd
 from jaxrobust.attacks._apgd import apgd, apgd_targeted
 from jaxrobust.attacks._autoattack import autoattack, autoattack_members
 from jaxrobust.attacks._boundary import boundary
@@ -31,6 +32,7 @@ __all__ = [
     "EveryTarget",
     "SpatialLowerBound",
     "Trace",
+    "adaptive_norm_pgd",
     "against",
     "apgd",
     "apgd_targeted",

@@ -237,14 +237,14 @@ def _lifted(
         )
     rows = {} if start is None else {"start": jnp.asarray(start, x.dtype)}
     x_adv, trace = lift(
-        _search, logits_fn, x, y, key=key, ball=ball, scalars={"step_size": step_size}, rows=rows,
+        climb, logits_fn, x, y, key=key, ball=ball, scalars={"step_size": step_size}, rows=rows,
         num_steps=num_steps, num_restarts=num_restarts, random_start=random_start, loss=loss,
         gradient=gradient, record=record,
     )  # fmt: skip
     return (x_adv, trace) if record else x_adv
 
 
-def _search(
+def climb(
     model: Callable[..., Any], x: Array, y: Any, key: Array, *, ball: Ball, step_size: Array,
     num_steps: int, num_restarts: int, random_start: bool, loss: Loss, gradient: Gradient,
     record: bool, start: Array | None = None,

@@ -13,6 +13,7 @@ from jaxrobust.losses._common import (
     kl,
     margin,
     reverse_cross_entropy,
+    soft_margin,
 )
 from jaxrobust.losses._dlr import dlr, targeted_dlr
 
@@ -35,6 +36,7 @@ __all__ = [
     "margin",
     "penalized",
     "reverse_cross_entropy",
+    "soft_margin",
     "success",
     "targeted",
     "targeted_dlr",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -10,10 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrobust.checks import check_count
+from jaxrobust.models._split import Part, Split
 from jaxrobust.types import Images
 
 
-class ResNet(nn.Module):
+class ResNet(Split, nn.Module):
     """Pre-activation residual network with batch normalisation, for images of any size.
 
     conv 3x3, then three stages of residual units, the second and third of stride 2; leaky ReLU of
@@ -49,19 +51,20 @@ class ResNet(nn.Module):
     standardise: bool = False
     epsilon: float = 1e-3
 
-    def __call__(self, images: Images, train: bool = False) -> Float[Array, "batch classes"]:
+    def __call__(
+        self, images: Images, train: bool = False, part: Part = "whole"
+    ) -> Float[Array, "batch *out"]:
         """Logits of a batch of NHWC images; `train=True` for statistics of the batch."""
-        return self.outputs(images, train)[0]
+        found = self.outputs(images, train, part)
+        return found if part == "stem" else found[0]
 
     def embed(self, images: Images, train: bool = False) -> Float[Array, "batch features"]:
         """What the last layer sees: pooled features, as many as the last stage has channels."""
         return self.outputs(images, train)[1]
 
     @nn.compact
-    def outputs(
-        self, images: Images, train: bool = False
-    ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch features"]]:
-        """Logits and embedding, in one pass."""
+    def outputs(self, images: Images, train: bool = False, part: Part = "whole") -> Any:
+        """Logits and embedding, in one pass; of the part "stem", its features alone."""
         norm = functools.partial(
             nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=self.epsilon
         )
@@ -71,15 +74,20 @@ class ResNet(nn.Module):
         )  # fmt: skip
         active = lambda x: nn.leaky_relu(norm()(x), 0.1)
         x = jnp.asarray(images)
-        x = conv(self.widths[0])(_standardised(x) if self.standardise else x - 0.5)
+        if part != "trunk":
+            x = _standardised(x) if self.standardise else x - 0.5
+            x = conv(self.widths[0], name="Conv_0")(x)
+        if part == "stem":
+            return x
+        names = (f"Conv_{i}" for i in itertools.count(1))
         for stage, width in enumerate(self.widths[1:]):
             for unit in range(self.num_units):
                 stride = 2 if stage > 0 and unit == 0 else 1
                 branch = active(x)
                 if stage == unit == 0:  # the first activation serves the shortcut as well
                     x = branch
-                branch = active(conv(width, strides=(stride, stride))(branch))
-                x = _shortcut(x, stride, width) + conv(width)(branch)
+                branch = active(conv(width, strides=(stride, stride), name=next(names))(branch))
+                x = _shortcut(x, stride, width) + conv(width, name=next(names))(branch)
         x = jnp.mean(active(x), axis=(1, 2))
         return nn.Dense(self.num_classes)(x), x
 

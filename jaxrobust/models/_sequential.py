@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrobust.layers import Conv, Dense, Flatten, Layer, Relu
+from jaxrobust.models._split import Part, Split
 from jaxrobust.types import Images
 
 
-class MLP(nn.Module):
+class MLP(Split, nn.Module):
     """Fully connected ReLU network.
 
     Attributes:
@@ -25,12 +26,18 @@ class MLP(nn.Module):
     num_classes: int = 10
 
     @nn.compact
-    def __call__(self, x: Images) -> Float[Array, "batch classes"]:
+    def __call__(self, x: Images, part: Part = "whole") -> Float[Array, "batch out"]:
         """Logits of a batch of images of any shape."""
-        x = x.reshape(x.shape[0], -1)
-        for width in self.features:
-            x = nn.relu(nn.Dense(width)(x))
-        return nn.Dense(self.num_classes)(x)
+        hidden = jnp.asarray(x).reshape(x.shape[0], -1)
+        sizes = (*self.features, self.num_classes)
+        for i, width in enumerate(sizes):
+            if part == "trunk" and i == 0:
+                continue
+            hidden = nn.Dense(width, name=f"Dense_{i}")(hidden)
+            hidden = nn.relu(hidden) if i + 1 < len(sizes) else hidden
+            if part == "stem":
+                break
+        return hidden
 
     def layers(self, variables: Mapping[str, Any]) -> list[Layer]:
         """The network as explicit layers, for certificates."""
@@ -40,7 +47,7 @@ class MLP(nn.Module):
         return [Flatten(), *hidden, affine[-1]]
 
 
-class SmallCNN(nn.Module):
+class SmallCNN(Split, nn.Module):
     """Two convolutions and one hidden layer, strided instead of pooled; sized for 8x8 digits.
 
     Attributes:
@@ -50,10 +57,14 @@ class SmallCNN(nn.Module):
     num_classes: int = 10
 
     @nn.compact
-    def __call__(self, x: Images) -> Float[Array, "batch classes"]:
+    def __call__(self, x: Images, part: Part = "whole") -> Float[Array, "batch *out"]:
         """Logits of a batch of NHWC images."""
-        x = nn.relu(nn.Conv(16, (3, 3))(x))
-        x = nn.relu(nn.Conv(32, (3, 3), strides=(2, 2))(x))
+        x = jnp.asarray(x)
+        if part != "trunk":
+            x = nn.relu(nn.Conv(16, (3, 3), name="Conv_0")(x))
+        if part == "stem":
+            return x
+        x = nn.relu(nn.Conv(32, (3, 3), strides=(2, 2), name="Conv_1")(x))
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(64)(x))
         return nn.Dense(self.num_classes)(x)
@@ -69,7 +80,7 @@ class SmallCNN(nn.Module):
         ]  # fmt: skip
 
 
-class MadryCNN(nn.Module):
+class MadryCNN(Split, nn.Module):
     """The MNIST network of the Madry challenge.
 
     conv 5x5x32, pool 2, conv 5x5x64, pool 2, dense 1024, dense 10; SAME, ReLU; weights truncated
@@ -82,8 +93,9 @@ class MadryCNN(nn.Module):
     num_classes: int = 10
 
     @nn.compact
-    def __call__(self, x: Images) -> Float[Array, "batch classes"]:
+    def __call__(self, x: Images, part: Part = "whole") -> Float[Array, "batch *out"]:
         """Logits of a batch of NHWC images."""
+        x = jnp.asarray(x)
         if x.shape[1] % 4 or x.shape[2] % 4:
             raise ValueError(
                 f"madry_cnn pools twice: image sides must be multiples of 4; got {x.shape[1:3]}"
@@ -92,8 +104,12 @@ class MadryCNN(nn.Module):
             "kernel_init": nn.initializers.truncated_normal(0.1),
             "bias_init": nn.initializers.constant(0.1),
         }
-        x = max_pool(nn.relu(nn.Conv(32, (5, 5), **init)(x)))
-        x = max_pool(nn.relu(nn.Conv(64, (5, 5), **init)(x)))
+        if part != "trunk":
+            x = nn.relu(nn.Conv(32, (5, 5), name="Conv_0", **init)(x))
+        if part == "stem":
+            return x
+        x = max_pool(x)
+        x = max_pool(nn.relu(nn.Conv(64, (5, 5), name="Conv_1", **init)(x)))
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(1024, **init)(x))
         return nn.Dense(self.num_classes, **init)(x)
