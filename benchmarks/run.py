@@ -24,6 +24,7 @@ from benchmarks import (
     test_pgd_speed,
     test_sdp_speed,
     test_smoothing_speed,
+    test_training_speed,
 )
 
 README = Path(__file__).with_name("README.md")
@@ -34,11 +35,21 @@ class Args:
     """Measure one capability against its rivals; want a quiet machine."""
 
     which: tyro.conf.Positional[
-        Literal["speed", "smoothing", "evaluate", "parity", "sdp", "attacks", "flow", "detect"]
+        Literal[
+            "speed",
+            "smoothing",
+            "evaluate",
+            "parity",
+            "sdp",
+            "attacks",
+            "flow",
+            "detect",
+            "training",
+        ]
     ]
     """speed: PGD; smoothing: gradients averaged over noise, on 32 images; evaluate: survivors only;
     parity: the same images as Foolbox; sdp: paper 003; attacks: strength and time of the others;
-    flow: stAdv; detect: densities of embeddings."""
+    flow: stAdv; detect: densities of embeddings; training: a step of each method."""
     checkpoints: Path | None = None
     """Folder with the runs natural and adversarial of experiments.madry_mnist."""
     network: Path | None = None
@@ -88,6 +99,9 @@ def _measure(args: Args) -> Mapping[str, Sequence[Any]]:
         return test_flow_speed.measure(test_flow_speed.Setting(seed=args.seed), args.rounds)
     if args.which == "detect":
         return test_detect_speed.measure(test_detect_speed.Setting(seed=args.seed), args.rounds)
+    if args.which == "training":
+        training = test_training_speed.Setting(args.checkpoints, seed=args.seed)
+        return test_training_speed.measure(training, args.rounds)
     if args.which == "smoothing":
         smoothing = test_smoothing_speed.Setting(args.checkpoints, seed=args.seed)
         return test_smoothing_speed.measure(smoothing, args.rounds)
@@ -116,6 +130,7 @@ def _settings(args: Args) -> dict[str, Any]:
         "sdp": ("rounds",),
         "flow": ("rounds",),
         "detect": ("rounds",),
+        "training": ("rounds",),
         "attacks": ("num_images", "only"),
     }
     trained = "trained" if args.checkpoints or args.network or args.which == "flow" else "fresh"
