@@ -153,49 +153,58 @@ def history(place: Place, name: str) -> dict[str, Any]:
     }
 
 
-def margin_loss() -> Any:
-    """Of "CW": the logit margin at confidence 50, Madry's CW+."""
-    return jr.losses.confident(jr.losses.f6, 50.0)
+@functools.cache  # the same functions for all networks, so that they share compiled programs
+def attacks_of(data: str, kind: str) -> dict[str, Any]:
+    """The attacks of a measurement; "CW" climbs the logit margin at confidence 50 (Madry's CW+)."""
+    step = {"mnist": 0.01, "cifar10": 2 / 255}[data]
+    margin = jr.losses.confident(jr.losses.f6, 50.0)
+    pgd = functools.partial(jr.attacks.pgd, step_size=step)
+    relative = functools.partial(jr.attacks.pgd, step_size=None)
+    match data, kind:
+        case "mnist", "table":
+            return {
+                "FGSM": jr.attacks.fgsm,
+                "PGD-20": functools.partial(relative, num_steps=20),
+                "PGD-40": functools.partial(pgd, num_steps=40),
+                "CW-40": functools.partial(pgd, num_steps=40, loss=margin),
+            }
+        case "mnist", "restarts":
+            return {"PGD-100 x5": functools.partial(pgd, num_steps=100, num_restarts=5)}
+        case "cifar10", "table":
+            return {
+                "FGSM": jr.attacks.fgsm,
+                **{f"PGD-{k}": functools.partial(pgd, num_steps=k) for k in (7, 20)},
+                "CW-20": functools.partial(pgd, num_steps=20, loss=margin),
+            }
+        case "cifar10", "restarts":
+            return {
+                "PGD-100": functools.partial(pgd, num_steps=100),
+                "PGD-100 x5": functools.partial(pgd, num_steps=100, num_restarts=5),
+                **{f"CW-{k}": functools.partial(pgd, num_steps=k, loss=margin) for k in (100, 200)},
+            }
+        case _:  # combined: against the network itself, and one run against each source
+            own = functools.partial(relative, num_steps=40, num_restarts=5)
+            return {
+                "CE x5": own,
+                "CW x5": functools.partial(own, loss=margin),
+                "CE": functools.partial(relative, num_steps=40),
+                "CW": functools.partial(relative, num_steps=40, loss=margin),
+            }
 
 
-def table(place: Place, name: str) -> dict[str, Any]:
-    """Accuracy under each of the common attacks alone, at each radius, and under all of them.
+def table(place: Place, name: str, kind: str = "table") -> dict[str, Any]:
+    """Accuracy under each of the common attacks alone, and under all of them.
 
     MNIST: at all radii. CIFAR-10: at 8/255, with steps of 2/255, the rows of the paper's tables.
     """
-    pgd, margin = jr.attacks.pgd, margin_loss()
-    if place.data == "mnist":
-        radii = config.RADII["mnist"]
-        attacks = {
-            "FGSM": jr.attacks.fgsm,
-            "PGD-20": functools.partial(pgd, num_steps=20),
-            "PGD-40": functools.partial(pgd, num_steps=40, step_size=0.01),
-            "CW-40": functools.partial(pgd, num_steps=40, step_size=0.01, loss=margin),
-        }
-    else:
-        radii, step = (config.EPS["cifar10"],), functools.partial(pgd, step_size=2 / 255)
-        attacks = {
-            "FGSM": jr.attacks.fgsm,
-            **{f"PGD-{k}": functools.partial(step, num_steps=k) for k in (7, 20)},
-            "CW-20": functools.partial(step, num_steps=20, loss=margin),
-        }
-    return _under(place, name, attacks, radii, place.sizes.table, alone=True)
+    radii = config.RADII["mnist"] if place.data == "mnist" else (config.EPS["cifar10"],)
+    num = place.sizes.table if kind == "table" else place.sizes.restarts
+    return _under(place, name, attacks_of(place.data, kind), radii, num, alone=True)
 
 
 def restarts(place: Place, name: str) -> dict[str, Any]:
     """The same under the dear ones: MNIST's PGD of 5 restarts, CIFAR-10's of more steps."""
-    pgd, margin = jr.attacks.pgd, margin_loss()
-    if place.data == "mnist":
-        attacks = {"PGD-100 x5": functools.partial(pgd, num_steps=100, num_restarts=5)}
-        return _under(place, name, attacks, config.RADII["mnist"], place.sizes.restarts, alone=True)
-    step = functools.partial(pgd, step_size=2 / 255)
-    attacks = {
-        "PGD-100": functools.partial(step, num_steps=100),
-        "PGD-100 x5": functools.partial(step, num_steps=100, num_restarts=5),
-        "CW-100": functools.partial(step, num_steps=100, loss=margin),
-        "CW-200": functools.partial(step, num_steps=200, loss=margin),
-    }
-    return _under(place, name, attacks, (config.EPS["cifar10"],), place.sizes.restarts, alone=True)
+    return table(place, name, "restarts")
 
 
 def autoattack(place: Place, name: str) -> dict[str, Any]:
@@ -212,18 +221,13 @@ def combined(place: Place, name: str) -> dict[str, Any]:
     against the network itself, and one each against the sources. (Published: 5 restarts each of
     100 steps.)
     """
-    kinds = {
-        "CE": functools.partial(jr.attacks.pgd, num_steps=40),
-        "CW": functools.partial(jr.attacks.pgd, num_steps=40, loss=margin_loss()),
-    }
-    attacks = {
-        f"{kind} x5": functools.partial(attack, num_restarts=5) for kind, attack in kinds.items()
-    }
+    of = attacks_of(place.data, "combined")
+    attacks = {kind: of[kind] for kind in ("CE x5", "CW x5")}
     for source in SOURCES[place.data]:
         if source != name:
             attacks |= {
-                f"{kind} from {source}": jr.attacks.transfer(place.subject(source), attack)
-                for kind, attack in kinds.items()
+                f"{kind} from {source}": jr.attacks.transfer(place.subject(source), of[kind])
+                for kind in ("CE", "CW")
             }
     found = _under(
         place, name, attacks, config.RADII[place.data], place.sizes.combined, alone=False
@@ -239,10 +243,7 @@ def capacity(place: Place, name: str) -> dict[str, Any]:
     """Accuracies and losses of a width: clean, under FGSM and PGD-40."""
     subject, ball = place.subject(name), jr.Ball("linf", config.EPS["mnist"])
     x, y = (part[: place.sizes.table] for part in place.images)
-    attacks = {
-        "FGSM": jr.attacks.fgsm,
-        "PGD-40": functools.partial(jr.attacks.pgd, num_steps=40, step_size=0.01),
-    }
+    attacks = {kind: attacks_of("mnist", "table")[kind] for kind in ("FGSM", "PGD-40")}
     images = {"clean": x} | {
         key: _batched(place, subject, attack, x, y, ball=ball) for key, attack in attacks.items()
     }
