@@ -22,6 +22,7 @@ from jaxrobust.models._spatial_transformer import _affine_flow
         (jr.models.mlp((7, 5), num_classes=4), (8, 8, 3)),
         (jr.models.small_cnn(), (8, 8, 1)),
         (jr.models.small_cnn(num_classes=3), (9, 7, 2)),
+        (jr.models.conv_small((2, 4, 8)), (9, 7, 2)),
     ],
 )
 def test_exported_layers_are_the_network(model, shape):
@@ -69,6 +70,35 @@ def test_wide_resnet_has_its_published_size():
     dense = 640 * 10 + 10
     expected = convolutions + 2 * (normalised + 640) + dense
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == expected == 45_901_914
+
+
+def test_preact_resnet18_has_its_published_size():
+    """Convolutions, shortcuts, two numbers a normalised channel, and the dense layer, by hand."""
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    shapes = jax.eval_shape(jr.models.preact_resnet18().init, jax.random.key(0), x)
+    convolutions, normalised, before = 9 * 3 * 64, 512, 64
+    for width in (64, 128, 256, 512):
+        convolutions += 9 * (before * width + 3 * width * width)
+        convolutions += before * width * (width != before)
+        normalised += before + 3 * width  # in front of every 3x3 convolution
+        before = width
+    expected = convolutions + 2 * normalised + 512 * 10 + 10
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == expected == 11_172_170
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        jr.models.conv_small((2, 3, 4)),
+        jr.models.carlini_wagner_cnn((2, 3, 4)),
+        jr.models.PreActResNet((4, 6), num_units=1),
+    ],
+)
+def test_parts_make_the_whole(model):
+    x = jax.random.uniform(jax.random.key(0), (2, 16, 16, 1))
+    variables = model.init(jax.random.key(1), x)
+    hidden = model.stem(variables, x)
+    np.testing.assert_array_equal(model.trunk(variables, hidden), model.apply(variables, x))
 
 
 def test_wide_resnet_standardises_images_and_trains_against_frozen_statistics():

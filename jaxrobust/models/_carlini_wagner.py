@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -10,10 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrobust.models._sequential import max_pool
+from jaxrobust.models._split import Part, Split
 from jaxrobust.types import Images
 
 
-class CarliniWagnerCNN(nn.Module):
+class CarliniWagnerCNN(Split, nn.Module):
     """The network of Carlini and Wagner: two convolutions, pool, two more, pool, three dense.
 
     3x3 convolutions without padding, 2x2 max pooling, ReLU, Glorot weights; dropout of 0.5 behind
@@ -32,19 +34,25 @@ class CarliniWagnerCNN(nn.Module):
     num_classes: int = 10
 
     @nn.compact
-    def __call__(self, images: Images, train: bool = False) -> Float[Array, "batch classes"]:
+    def __call__(
+        self, images: Images, train: bool = False, part: Part = "whole"
+    ) -> Float[Array, "batch *out"]:
         """Logits of a batch of NHWC images."""
-        x = jnp.asarray(images) - 0.5
-        if x.shape[1] % 4 or x.shape[2] % 4 or min(x.shape[1:3]) < 16:
-            raise ValueError(
-                "carlini_wagner_cnn pools twice: image sides must be multiples of 4, at least 16; "
-                f"got {x.shape[1:3]}"
-            )
         init: dict[str, Any] = {"kernel_init": nn.initializers.glorot_uniform()}
-        for width in self.widths[:2]:
-            for _ in range(2):
-                x = nn.relu(nn.Conv(width, (3, 3), padding="VALID", **init)(x))
-            x = max_pool(x)
+        conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding="VALID", **init)
+        x = jnp.asarray(images)
+        if part != "trunk":
+            if x.shape[1] % 4 or x.shape[2] % 4 or min(x.shape[1:3]) < 16:
+                raise ValueError(
+                    "carlini_wagner_cnn pools twice: image sides must be multiples of 4, at least "
+                    f"16; got {x.shape[1:3]}"
+                )
+            x = nn.relu(conv(self.widths[0], name="Conv_0")(x - 0.5))
+        if part == "stem":
+            return x
+        x = max_pool(nn.relu(conv(self.widths[0], name="Conv_1")(x)))
+        x = nn.relu(conv(self.widths[1], name="Conv_2")(x))
+        x = max_pool(nn.relu(conv(self.widths[1], name="Conv_3")(x)))
         x = x.reshape(x.shape[0], -1)
         x = self._dropped(nn.relu(nn.Dense(self.widths[2], **init)(x)), train)
         x = nn.relu(nn.Dense(self.widths[2], **init)(x))

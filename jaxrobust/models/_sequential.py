@@ -80,6 +80,41 @@ class SmallCNN(Split, nn.Module):
         ]  # fmt: skip
 
 
+class ConvSmall(Split, nn.Module):
+    """Two 4x4 convolutions of stride 2 and one hidden layer, ReLU, SAME; cheap on MNIST.
+
+    Attributes:
+        widths: Channels of both convolutions, width of the hidden layer.
+        num_classes: Number of logits.
+    """
+
+    widths: tuple[int, int, int] = (16, 32, 100)
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x: Images, part: Part = "whole") -> Float[Array, "batch *out"]:
+        """Logits of a batch of NHWC images."""
+        x = jnp.asarray(x)
+        if part != "trunk":
+            x = nn.relu(nn.Conv(self.widths[0], (4, 4), (2, 2), name="Conv_0")(x))
+        if part == "stem":
+            return x
+        x = nn.relu(nn.Conv(self.widths[1], (4, 4), (2, 2), name="Conv_1")(x))
+        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(nn.Dense(self.widths[2])(x))
+        return nn.Dense(self.num_classes)(x)
+
+    def layers(self, variables: Mapping[str, Any]) -> list[Layer]:
+        """The network as explicit layers, for certificates."""
+        params = _params(variables, "Dense_1")
+        first, second = params["Conv_0"], params["Conv_1"]
+        return [
+            Conv(first["kernel"], first["bias"], (2, 2)), Relu(),
+            Conv(second["kernel"], second["bias"], (2, 2)), Relu(), Flatten(),
+            _dense(params["Dense_0"]), Relu(), _dense(params["Dense_1"]),
+        ]  # fmt: skip
+
+
 class MadryCNN(Split, nn.Module):
     """The MNIST network of the Madry challenge.
 
@@ -143,6 +178,17 @@ def small_cnn(num_classes: int = 10) -> SmallCNN:
     3
     """
     return SmallCNN(num_classes)
+
+
+def conv_small(widths: tuple[int, int, int] = (16, 32, 100), num_classes: int = 10) -> ConvSmall:
+    """The small network of the Kolter-Wong line of work; see `ConvSmall`.
+
+    References: Wong and Kolter 2018 (methods.md M).
+
+    >>> conv_small((2, 4, 64)).widths
+    (2, 4, 64)
+    """
+    return ConvSmall(widths, num_classes)
 
 
 def _params(variables: Mapping[str, Any], last: str) -> Mapping[str, Any]:

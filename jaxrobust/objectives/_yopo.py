@@ -24,7 +24,7 @@ def yopo(
     n: int = 10,
     *,
     ball: Ball,
-    step_size: float | None = None,
+    step_size: float | Array | None = None,
     loss: Loss = losses.cross_entropy,
 ) -> Objective:
     """YOPO-m-n: m passes through the model, and n steps through its first layer behind each.

@@ -1,0 +1,1 @@
+"""Paper 001: training methods that defend, on one budget, under the same attacks."""

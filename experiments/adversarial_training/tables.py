@@ -1,0 +1,187 @@
+"""The README's tables, from the recorded numbers, beside the published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import records
+from experiments.adversarial_training import config, published
+from experiments.adversarial_training.evaluate import COMBINED, METHODS
+
+Found = dict[str, Any]
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """Markdown tables by their names in the README, of a folder with one for each data set."""
+    found = {
+        data: {name: content["found"] for name, content in records.read(folder / data).items()}
+        for data in ("mnist", "cifar10")
+    }
+    mnist, cifar10 = found["mnist"], found["cifar10"]
+    return {
+        "methods mnist": _methods(mnist),
+        "targets mnist": _targets(mnist),
+        "yopo mnist": _yopo(mnist, published.YOPO_MNIST, "PGD-40 at 0.3", "CW-40 at 0.3"),
+        "yopo cifar10": _yopo(
+            cifar10, published.YOPO_CIFAR10, "PGD-20 at 0.03137", "CW-20 at 0.03137"
+        ),
+        "mma mnist": _mma(mnist, "mnist", {}),
+        "mma cifar10": _mma(cifar10, "cifar10", published.MMA_CIFAR10),
+        "bilateral cifar10": _bilateral(cifar10),
+        "capacity mnist": _capacity(mnist),
+    }
+
+
+def percent(value: Any, digits: int = 1) -> str:
+    """A share in percent, or nothing where it was not measured."""
+    return "" if value is None else f"{100 * value:.{digits}f}"
+
+
+def accuracy(found: Found, name: str, attack: str, kind: str = "table") -> Any:
+    """Under an attack of a table; None where it was not measured."""
+    return found.get(f"{kind} {name}", {}).get("accuracy", {}).get(attack)
+
+
+def _methods(found: Found) -> str:
+    """All methods under the same attacks, and what they cost."""
+    costs, eps = found.get("speed", {}), config.EPS["mnist"]
+    rows = []
+    for name in METHODS:
+        of, strong = found.get(f"table {name}", {}), found.get(f"autoattack {name}", {})
+        auto, cost = strong.get("worst case", {}).get(f"{eps:.4g}"), costs.get(name, {})
+        rows.append([
+            name,
+            percent(of.get("clean")),
+            ", ".join(percent(accuracy(found, name, f"PGD-20 at {r:.4g}"))
+                      for r in config.RADII["mnist"]) if of else "",
+            percent(accuracy(found, name, f"PGD-40 at {eps:.4g}")),
+            percent(accuracy(found, name, f"CW-40 at {eps:.4g}")),
+            percent(accuracy(found, name, f"PGD-100 x5 at {eps:.4g}", "restarts")),
+            "" if auto is None
+            else f"{percent(auto)} ({records.ends(auto, strong['num_images'], 0)})",
+            published.AUTOATTACK.get(("mnist", name), ""),
+            f"{cost['epoch']:.1f}" if cost else "",
+            f"{cost['gradients']}" if cost else "",
+        ])  # fmt: skip
+    radii = ", ".join(f"{r:g}" for r in config.RADII["mnist"])
+    head = ["", "clean, %", f"PGD-20 at {radii}", "PGD-40", "CW-40", "PGD-100 x5",
+            "AutoAttack (95 %)", "published", "seconds an epoch", "gradients an image"]  # fmt: skip
+    return records.table(head, rows)
+
+
+def _targets(found: Found) -> str:
+    """What the project set itself, and what came out."""
+    costs, at = found.get("speed", {}), "PGD-40 at 0.3"
+    under = {name: accuracy(found, name, at) for name in config.MNIST}
+
+    def behind(name: str) -> str:
+        if under[name] is None or under["pgd-40"] is None:
+            return ""
+        return f"{100 * (under['pgd-40'] - under[name]):.1f} points"
+
+    def least(name: str) -> str:
+        return "" if under[name] is None else f"{percent(under[name])} %"
+
+    def margin(name: str) -> str:
+        of = found.get(f"margins {name}")
+        return "?" if of is None else f"{of['mean']:.3f}"
+
+    share = ""
+    if costs:
+        share = f"{100 * costs['yopo-5-10']['step'] / costs['pgd-40']['step']:.0f} %"
+    rows = [
+        ["YOPO-5-10 behind PGD-40 training, under PGD-40", "at most 2 points", behind("yopo-5-10")],
+        ["its time, of PGD-40 training's", "at most 45 %", share],
+        ["PGD-5 behind PGD-40 training, under PGD-40", "at least 5 points", behind("pgd-5")],
+        ["TRADES under PGD-40", "at least 85 %", least("trades")],
+        ["PGD-40 training under PGD-40", "at least 85 %", least("pgd-40")],
+        ["average margin, MMA and PGD-40 training", "the first above the second",
+         f"{margin('mma')} and {margin('pgd-40')}"],
+    ]  # fmt: skip
+    return records.table(["", "target", "measured"], rows)
+
+
+def _yopo(found: Found, paper: dict[str, tuple[float, ...]], pgd: str, margin: str) -> str:
+    """Ours, and in brackets the paper's."""
+    costs, rows = found.get("speed", {}), []
+    for name, printed in paper.items():
+        ours = (
+            found.get(f"table {name}", {}).get("clean"),
+            accuracy(found, name, pgd),
+            accuracy(found, name, margin),
+        )
+        cost = costs.get(name, {})
+        rows.append([
+            name, *_beside(ours, printed), f"{cost['epoch']:.1f}" if cost else "",
+            f"{cost['gradients']}" if cost else "",
+        ])  # fmt: skip
+    head = ["", "clean, % (paper)", f"{pgd.split()[0]} (paper)", "CW (paper)",
+            "seconds an epoch", "gradients an image"]  # fmt: skip
+    return records.table(head, rows)
+
+
+def _mma(found: Found, data: str, paper: dict[str, tuple[float, ...]]) -> str:
+    """Combined attacks at rising radii; the paper's in brackets."""
+    radii, rows = config.RADII[data], []
+    for name in COMBINED[data]:
+        of, margin = found.get(f"combined {name}", {}), found.get(f"margins {name}", {})
+        strong = found.get(f"autoattack {name}", {})
+        ours = (
+            of.get("clean"), of.get("average"), of.get("average robust"),
+            *(of.get("worst case", {}).get(f"{eps:.4g}") for eps in radii),
+        )  # fmt: skip
+        auto = strong.get("worst case", {}).get(f"{config.EPS[data]:.4g}")
+        rows.append([
+            name, f"{margin['mean']:.4f}" if margin else "",
+            *_beside(ours, paper.get(name, [None] * len(ours))),
+            percent(auto), published.AUTOATTACK.get((data, name), ""),
+        ])  # fmt: skip
+    shown = [f"{eps:g}" if data == "mnist" else f"{round(eps * 255)}" for eps in radii]
+    head = ["", "average margin", "clean, %", "AvgAcc", "AvgRobAcc", *shown, "AutoAttack",
+            "published"]  # fmt: skip
+    return records.table(head, rows)
+
+
+def _bilateral(found: Found) -> str:
+    """Ours, and in brackets Table 5's and 6's."""
+    rows, at = [], f"{config.EPS['cifar10']:.4g}"
+    for name, printed in published.BILATERAL.items():
+        ours = (
+            found.get(f"table {name}", {}).get("clean"),
+            *(accuracy(found, name, f"{a} at {at}") for a in ("FGSM", "PGD-7", "PGD-20")),
+            accuracy(found, name, f"PGD-100 at {at}", "restarts"),
+            accuracy(found, name, f"CW-20 at {at}"),
+            *(accuracy(found, name, f"{a} at {at}", "restarts") for a in ("CW-100", "CW-200")),
+        )
+        strong = found.get(f"autoattack {name}", {})
+        rows.append([
+            name, *_beside(ours, printed), percent(strong.get("worst case", {}).get(at)),
+            published.AUTOATTACK.get(("cifar10", name), ""),
+        ])  # fmt: skip
+    head = ["", "clean, % (paper)", "FGSM", "CE-7", "CE-20", "CE-100", "CW-20", "CW-100", "CW-200",
+            "AutoAttack", "published"]  # fmt: skip
+    return records.table(head, rows)
+
+
+def _capacity(found: Found) -> str:
+    """Accuracies by width and training, and the loss that each was trained on."""
+    rows = []
+    trained_on = {"natural": "clean", "fgsm": "FGSM", "madry": "PGD-40"}
+    for method, attack in trained_on.items():
+        for scale in config.SCALES:
+            of = found.get(f"capacity {method} x{scale}", {})
+            shown = [percent(of["accuracy"][k]) if of else "" for k in trained_on.values()]
+            loss = f"{of['loss'][attack]:.3f}" if of else ""
+            rows.append([method, f"{scale}", *shown, loss])
+    head = ["training", "scale", "clean, %", "FGSM", "PGD-40", "loss it was trained on"]
+    return records.table(head, rows)
+
+
+def _beside(ours: Sequence[Any], paper: Sequence[Any]) -> list[str]:
+    """Each share in percent, with the paper's percentage in brackets where there is one."""
+    return [
+        f"{percent(mine)} ({theirs:g})".strip() if theirs is not None else percent(mine)
+        for mine, theirs in zip(ours, paper, strict=True)
+    ]
