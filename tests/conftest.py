@@ -7,13 +7,14 @@ import gc
 import os
 from pathlib import Path
 
-from quick import FLAGS
+from quick import CACHE, FLAGS
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # What the environment asks for comes last, and wins.
 os.environ["XLA_FLAGS"] = " ".join(
     ["--xla_force_host_platform_device_count=4", FLAGS, os.environ.get("XLA_FLAGS", "")]
 )
+os.environ |= CACHE
 
 import jax
 import jaxtyping
@@ -23,6 +24,14 @@ import pytest
 jaxtyping.install_import_hook(
     "jaxrobust", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests of one module share compiled programs: one process of pytest-xdist runs them all."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
 @pytest.fixture

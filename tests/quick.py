@@ -16,14 +16,17 @@ FLAGS = " ".join(
     ]
 )
 
-CACHE = tempfile.TemporaryDirectory(prefix="jaxrobust-programs-")
-"""What one command has compiled is there for the next; gone with this process."""
+FOLDER = tempfile.TemporaryDirectory(prefix="jaxrobust-programs-")
 
-COMMAND = {
-    "XLA_FLAGS": FLAGS,
-    "JAX_COMPILATION_CACHE_DIR": CACHE.name,
+CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": FOLDER.name,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    "COLUMNS": "120",
 }
+"""What this process and its commands compile is there for the next to need it; gone with it.
+
+Each process of pytest-xdist has a folder of its own: JAX does not write these files in one piece.
+"""
+
+COMMAND = CACHE | {"XLA_FLAGS": FLAGS, "COLUMNS": "120"}
 """Environment of commands that tests start."""
