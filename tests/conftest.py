@@ -7,14 +7,13 @@ import gc
 import os
 from pathlib import Path
 
-from quick import CACHE, FLAGS
+from quick import FLAGS
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # What the environment asks for comes last, and wins.
 os.environ["XLA_FLAGS"] = " ".join(
     ["--xla_force_host_platform_device_count=4", FLAGS, os.environ.get("XLA_FLAGS", "")]
 )
-os.environ |= CACHE
 
 import jax
 import jaxtyping

@@ -23,10 +23,7 @@ CACHE = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
-"""What this process and its commands compile is there for the next to need it; gone with it.
-
-Each process of pytest-xdist has a folder of its own: JAX does not write these files in one piece.
-"""
+"""What one command has compiled is there for the next; gone with this process."""
 
 COMMAND = CACHE | {"XLA_FLAGS": FLAGS, "COLUMNS": "120"}
 """Environment of commands that tests start."""
