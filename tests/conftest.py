@@ -25,14 +25,6 @@ jaxtyping.install_import_hook(
 )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Tests of one module share compiled programs: one process of pytest-xdist runs them all."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
-
-
 @pytest.fixture
 def untyped(monkeypatch):
     """Annotations go unchecked: a wrong input meets the library's own `ValueError`."""
