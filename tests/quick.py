@@ -16,14 +16,14 @@ FLAGS = " ".join(
     ]
 )
 
-CACHE = tempfile.TemporaryDirectory(prefix="jaxrobust-programs-")
-"""What one command has compiled is there for the next; gone with this process."""
+FOLDER = tempfile.TemporaryDirectory(prefix="jaxrobust-programs-")
 
-COMMAND = {
-    "XLA_FLAGS": FLAGS,
-    "JAX_COMPILATION_CACHE_DIR": CACHE.name,
+CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": FOLDER.name,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    "COLUMNS": "120",
 }
+"""What one command has compiled is there for the next; gone with this process."""
+
+COMMAND = CACHE | {"XLA_FLAGS": FLAGS, "COLUMNS": "120"}
 """Environment of commands that tests start."""

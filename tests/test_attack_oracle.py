@@ -87,7 +87,7 @@ def by_name(names):
     )
 
 
-attacks, minimum_norms = by_name(COMMON), by_name(MINIMUM_NORM)
+attacks = by_name(COMMON)
 
 
 def minimum_norm(name, norm):
@@ -110,6 +110,8 @@ def test_minimum_norm_untargeted(name, norm, batch):
     found = distance(norm, x, x_adv)
     assert (found <= FACTOR.get(name, 1.25) * (best + LONGER.get(name, 0))).all()
     assert (found >= (1 - 1e-4) * best).all()  # or the oracle is wrong
+    wrong = ((y + 1) % 4).astype(np.int32)  # such an image comes back as it is
+    np.testing.assert_array_equal(minimum_norm(name, norm)(logits_fn, x, wrong, key=KEY), x)
 
 
 @pytest.mark.parametrize(("name", "norm", "batch"), cases(TARGETED, sizes=(1, 3)))
@@ -125,6 +127,8 @@ def test_minimum_norm_targeted(name, norm, batch):
     assert (np.asarray(logits_fn(x_adv)).argmax(1) == target)[possible].all()
     np.testing.assert_array_equal(x_adv[~possible], x[~possible])
     assert (distance(norm, x, x_adv)[possible] / best[possible]).max() <= 1.25
+    # An image of the wanted class comes back as it is.
+    np.testing.assert_array_equal(attack(logits_fn, x, target, key=KEY, target=y, **chosen), x)
 
 
 @pytest.mark.parametrize(("name", "norm", "batch"), cases(n for n in ATTACKS if n not in UNAWARE))
@@ -215,16 +219,6 @@ def test_randomised_models_are_attacked(name):
         assert (x_adv.sum(1) < 2.5).all()
 
 
-@minimum_norms
-def test_a_wrong_image_comes_back_as_it_is(name):
-    logits_fn, _, _, x, y = affine()
-    wrong = ((y + 1) % 4).astype(np.int32)
-    np.testing.assert_array_equal(MINIMUM_NORM[name](logits_fn, x, wrong, key=KEY), x)
-    if name in TARGETED:
-        x_adv = MINIMUM_NORM[name](logits_fn, x, wrong, key=KEY, target=y)
-        np.testing.assert_array_equal(x_adv, x)
-
-
 @by_name(TARGETED)
 @pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize(
@@ -252,7 +246,7 @@ def test_the_true_class_is_no_target(name):
 
 
 @attacks
-@pytest.mark.parametrize("classes", [2, 3, 1000])
+@pytest.mark.parametrize("classes", [2, 1000])
 def test_any_number_of_classes_of_any_callable(name, classes):
     rng = np.random.default_rng(classes)
     kernel = jnp.asarray(rng.normal(size=(6, classes)), jnp.float32)

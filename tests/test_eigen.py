@@ -186,7 +186,8 @@ def test_only_rows_that_need_it_are_replaced():
     easy, hard = np.diag([5.0, 0, 0, 0, 0, 0]), symmetric(6, 6)
     matrices = jnp.asarray(np.stack([easy, hard]), jnp.float32)
     start = jnp.eye(6)[0]
-    run = lambda tol: jax.vmap(lambda m: top(m, start, num_steps=2, tol=tol))(matrices)
+    one = lambda m, tol: top(m, start, num_steps=2, tol=tol)
+    run = lambda tol: jax.jit(jax.vmap(lambda m: one(m, tol)))(matrices)
     low, pairs = run(INF), run(1e-4)
     np.testing.assert_array_equal(low.vector[0], pairs.vector[0])
     assert pairs.value[1] > low.value[1]
@@ -408,9 +409,10 @@ def test_power_iteration_finds_the_triple_and_its_derivative(x64):
     gradient = jax.jit(jax.vmap(jax.grad(lambda m: run(m).value)))(matrices)
     np.testing.assert_allclose(gradient, outer, atol=1e-6)
     move = jnp.asarray(rng(25).normal(size=(3, 5, 8)))
-    slopes = jax.jvp(lambda m: jax.vmap(run)(m).value, (matrices,), (move,))[1]
+    values_of = lambda m: jax.vmap(run)(m).value
+    slopes = jax.jit(lambda move: jax.jvp(values_of, (matrices,), (move,))[1])(move)
     np.testing.assert_allclose(slopes, np.sum(outer * move, (1, 2)), atol=1e-6)
-    vector = jax.jacrev(lambda m: run(m).right)(matrices[0])
+    vector = jax.jit(jax.jacrev(lambda m: run(m).right))(matrices[0])
     np.testing.assert_array_equal(vector, 0)
 
 
@@ -423,10 +425,10 @@ def test_power_iteration_of_a_convolution():
             x[None], kernel, (2, 2), "SAME", dimension_numbers=dims
         )[0]
 
-    value, left, right = power_iteration(conv, jnp.zeros((6, 6, 2)), 100)
+    value, left, right = jax.jit(lambda v0: power_iteration(conv, v0, 100))(jnp.zeros((6, 6, 2)))
     assert left.shape == (3, 3, 4)
     assert right.shape == (6, 6, 2)
-    dense = jax.jacfwd(conv)(right).reshape(36, 72)
+    dense = jax.jit(jax.jacfwd(conv))(right).reshape(36, 72)
     assert value == pytest.approx(float(np.linalg.norm(dense, 2)), rel=1e-4)
 
 

@@ -58,6 +58,18 @@ def rules_of(shape):
 
 CASES = [(shape, rule) for shape in SHAPES for rule in rules_of(shape)]
 
+warp = jax.jit(flow.warp)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def variations(r, rule):
+    """Of a flow and of its smoothed self, and both solutions."""
+    smooth = flow.smoothed(r, rule)
+    return (
+        flow.quadratic_variation(r, rule), flow.quadratic_variation(smooth, rule),
+        flow.solved(r, rule),
+    )  # fmt: skip
+
 
 @pytest.mark.parametrize("channels", [(), (1,), (3,)], ids=ids)
 @pytest.mark.parametrize("shape", SHAPES, ids=ids)
@@ -76,12 +88,12 @@ def test_warp_is_bilinear_interpolation(shape, channels):
                 ],
                 -1,
             ).reshape(x.shape)
-            np.testing.assert_allclose(flow.warp(jnp.asarray(x), jnp.asarray(r)), right, atol=1e-10)
+            np.testing.assert_allclose(warp(jnp.asarray(x), jnp.asarray(r)), right, atol=1e-10)
 
 
 def test_a_flow_of_zero_changes_no_bit():
     for x in jax.random.uniform(jax.random.key(0), (20, 9, 6, 3)):
-        np.testing.assert_array_equal(flow.warp(x, jnp.zeros((9, 6, 2))), x)
+        np.testing.assert_array_equal(warp(x, jnp.zeros((9, 6, 2))), x)
 
 
 def test_whole_steps_move_pixels():
@@ -98,10 +110,11 @@ def test_gradient_is_that_of_finite_differences_away_from_kinks(shape):
         weight = jnp.asarray(rng.normal(size=x.shape))
         r = rng.integers(-2, 3, size=(*shape, 2)) + rng.uniform(0.1, 0.9, size=(*shape, 2))
 
+        @jax.jit
         def value(r):
             return jnp.sum(weight * flow.warp(x, r))
 
-        found = np.asarray(jax.grad(value)(jnp.asarray(r)))
+        found = np.asarray(jax.jit(jax.grad(value))(jnp.asarray(r)))
         for index in np.ndindex(r.shape):
             step = np.zeros_like(r)
             step[index] = 1e-6
@@ -146,12 +159,11 @@ def test_the_operator_without_its_matrix(shape, rule):
     r = rng.normal(size=(*shape, 2))
     flat = r.reshape(-1, 2)
     with jax.enable_x64(True):
-        value = flow.quadratic_variation(jnp.asarray(r), rule)
+        value, smooth, solved = variations(jnp.asarray(r), rule)
         np.testing.assert_allclose(value, np.sum(flat * (dense(shape, rule) @ flat)), rtol=1e-9)
         right = (inverse(shape, rule) @ flat).reshape(r.shape)
-        np.testing.assert_allclose(flow.solved(jnp.asarray(r), rule), right, atol=1e-9)
-        smooth = flow.smoothed(jnp.asarray(r), rule)
-        assert flow.quadratic_variation(smooth, rule) <= np.sum(r**2) * (1 + 1e-9)
+        np.testing.assert_allclose(solved, right, atol=1e-9)
+        assert smooth <= np.sum(r**2) * (1 + 1e-9)
     right = np.sqrt(np.diag(inverse(shape, rule))).reshape(shape)
     np.testing.assert_allclose(flow.largest_displacement(shape, rule), right, atol=1e-9)
 
@@ -163,15 +175,20 @@ def test_the_box_holds_the_ellipsoid_and_touches_it(shape, rule):
     with jax.enable_x64(True):
         ball = flow.FlowBall(eps, rule)
         keys = jax.random.split(jax.random.key(0), 50)
-        drawn = jax.vmap(lambda k: ball.sample(shape, k, jnp.float64))(keys)
-        sizes = np.asarray(jax.vmap(ball.distance)(drawn))
+        sample = lambda key: ball.sample(shape, key, jnp.float64)
+        drawn = jax.jit(jax.vmap(sample))(keys)
+        sizes = np.asarray(jax.jit(jax.vmap(ball.distance))(drawn))
         assert (sizes <= eps * (1 + 1e-9)).all()
         assert (np.linalg.norm(drawn, axis=-1) <= eps * reach + 1e-9).all()
-        for index in np.ndindex(shape):
-            direction = jnp.zeros((*shape, 2)).at[index].set(jnp.array([0.6, -0.8]))
-            most = ball.step(jnp.zeros((*shape, 2)), direction, eps)
-            assert ball.distance(most) <= eps * (1 + 1e-9)
-            got = np.sum(np.asarray(most[index]) * [0.6, -0.8])
+        pixels = list(np.ndindex(shape))
+        directions = np.zeros((len(pixels), *shape, 2))
+        for direction, index in zip(directions, pixels, strict=True):
+            direction[index] = [0.6, -0.8]
+        step = lambda direction: ball.step(jnp.zeros((*shape, 2)), direction, eps)
+        mosts = jax.jit(jax.vmap(step))(directions)
+        assert (np.asarray(jax.jit(jax.vmap(ball.distance))(mosts)) <= eps * (1 + 1e-9)).all()
+        for most, index in zip(np.asarray(mosts), pixels, strict=True):
+            got = np.sum(most[index] * [0.6, -0.8])
             np.testing.assert_allclose(got, eps * reach[index], atol=1e-9)
 
 
@@ -198,36 +215,37 @@ def test_a_step_is_the_steepest_and_projection_keeps_the_rule(rule):
     with jax.enable_x64(True):
         ball = flow.FlowBall(0.3, rule)
         gradient = jax.random.normal(jax.random.key(1), (*shape, 2), jnp.float64)
-        step = ball.step(jnp.zeros((*shape, 2)), gradient, 0.3)
+        take, project, distance = jax.jit(ball.step), jax.jit(ball.project), jax.jit(ball.distance)
+        step = take(jnp.zeros((*shape, 2)), gradient, 0.3)
         best = float(jnp.sum(gradient * step))
         keys = jax.random.split(jax.random.key(2), 200)
-        others = jax.vmap(lambda k: ball.sample(shape, k, jnp.float64))(keys)
+        sample = lambda key: ball.sample(shape, key, jnp.float64)
+        others = jax.jit(jax.vmap(sample))(keys)
         assert jnp.max(jnp.sum(others * gradient, (1, 2, 3))) < best
-        np.testing.assert_allclose(ball.distance(step), 0.3, rtol=1e-9)
+        np.testing.assert_allclose(distance(step), 0.3, rtol=1e-9)
         wild = 5 * jax.random.normal(jax.random.key(3), (*shape, 2), jnp.float64)
-        inside = ball.project(wild)
-        np.testing.assert_allclose(ball.distance(inside), 0.3, rtol=1e-9)
-        np.testing.assert_allclose(ball.project(inside), inside, atol=1e-12)
+        inside = project(wild)
+        np.testing.assert_allclose(distance(inside), 0.3, rtol=1e-9)
+        np.testing.assert_allclose(project(inside), inside, atol=1e-12)
         if rule == "zero_mean":
             np.testing.assert_allclose(jnp.mean(inside, (0, 1)), 0, atol=1e-12)
         elif rule != "dirichlet":
             np.testing.assert_array_equal(inside[rule], 0)
-        np.testing.assert_array_equal(ball.step(inside, jnp.zeros_like(inside), 0.3), inside)
+        np.testing.assert_array_equal(take(inside, jnp.zeros_like(inside), 0.3), inside)
 
 
 def test_projection_is_the_nearest_in_its_own_norm():
     with jax.enable_x64(True):
         ball = flow.FlowBall(0.2)
         wild = jax.random.normal(jax.random.key(4), (2, 2, 2), jnp.float64)
-        nearest = float(ball.distance(ball.project(wild) - wild))
+        distance, variation = jax.jit(ball.distance), jax.jit(flow.quadratic_variation)
+        nearest = float(distance(jax.jit(ball.project)(wild) - wild))
         solution = minimize(
-            lambda r: float(ball.distance(jnp.asarray(r.reshape(2, 2, 2)) - wild)) ** 2,
+            lambda r: float(distance(jnp.asarray(r.reshape(2, 2, 2)) - wild)) ** 2,
             np.zeros(8),
             constraints={
                 "type": "ineq",
-                "fun": lambda r: (
-                    0.04 - float(flow.quadratic_variation(jnp.asarray(r.reshape(2, 2, 2))))
-                ),
+                "fun": lambda r: 0.04 - float(variation(jnp.asarray(r.reshape(2, 2, 2)))),
             },
         )
     assert nearest <= np.sqrt(solution.fun) + 1e-6

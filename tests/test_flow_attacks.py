@@ -99,7 +99,8 @@ def test_a_row_depends_on_neither_neighbours_nor_place(name):
 
 @attacks
 def test_constant_in_a_sharded_program_in_float64(name):
-    """jit and a default shard_map change nothing; no derivative passes through."""
+    """jit and a default shard_map, two rows on a device, change nothing; no derivative passes."""
+    assert jax.device_count() == 4
     mesh = Mesh(np.array(jax.devices()), ("rows",))
     whole, rows = PartitionSpec(), PartitionSpec("rows")
     with jax.enable_x64(True):
@@ -116,8 +117,6 @@ def test_constant_in_a_sharded_program_in_float64(name):
         np.testing.assert_array_equal(slope, 0)
         lawful(x, x_adv)
         np.testing.assert_allclose(x_adv, run(logits_fn, x, y, keys), atol=1e-6)
-        part = run(logits_fn, x[2:5], y[2:5], keys[2:5])
-        np.testing.assert_allclose(part, x_adv[2:5], atol=1e-6)
 
 
 @attacks
@@ -160,22 +159,23 @@ def test_targets_are_reached_or_nothing_is_claimed(name):
         np.testing.assert_array_equal(hit, ~still)
 
 
+MISLEADING = {
+    "constant": lambda x: jnp.zeros((len(x), 2)),
+    "NaN": lambda x: jnp.full((len(x), 2), jnp.nan),
+    "no gradient": lambda x: jnp.round(4 * x.reshape(len(x), -1)[:, :2]),
+    "NaN below": lambda x: jnp.sqrt(x.reshape(len(x), -1)[:, :2] - 2) + x.sum((1, 2))[:, None],
+    "huge": lambda x: 1e30 * x.reshape(len(x), -1)[:, :2],
+}
+
+
 @attacks
-@pytest.mark.parametrize(
-    "answer",
-    [
-        lambda x: jnp.zeros((len(x), 2)),
-        lambda x: jnp.full((len(x), 2), jnp.nan),
-        lambda x: jnp.round(4 * x.reshape(len(x), -1)[:, :2]),
-        lambda x: jnp.sqrt(x.reshape(len(x), -1)[:, :2] - 2) + x.sum((1, 2))[:, None],
-        lambda x: 1e30 * x.reshape(len(x), -1)[:, :2],
-    ],
-    ids=["constant", "NaN", "no gradient", "NaN below", "huge"],
-)
-def test_models_that_mislead(name, answer):
+def test_models_that_mislead(name):
+    """One program: a switch has the derivative of the branch taken alone."""
     _, x, _ = problem()
     y = np.zeros(len(x), np.int32)
-    lawful(x, ATTACKS[name](answer, x, y, key=KEY))
+    which = lambda i, x: jax.lax.switch(i, list(MISLEADING.values()), x)
+    for i in range(len(MISLEADING)):
+        lawful(x, ATTACKS[name](jax.tree_util.Partial(which, jnp.asarray(i)), x, y, key=KEY))
 
 
 @attacks
@@ -327,16 +327,21 @@ def test_a_sweep_is_a_loop_over_radii_and_more_is_no_worse():
         np.testing.assert_allclose(
             jax.vmap(run)(radii), jnp.stack([run(eps) for eps in radii]), atol=1e-9
         )
-        margin = lambda image: jax.vmap(jr.losses.margin)(logits_fn(image), jnp.asarray(y))
+        margin = jax.jit(lambda image: jax.vmap(jr.losses.margin)(logits_fn(image), jnp.asarray(y)))
         clean, once = margin(x), margin(run(1.0))
         more = margin(flow_pgd(logits_fn, x, y, key=KEY, eps=1.0, num_restarts=3))
         assert np.all(clean <= once)
         assert np.all(once <= more)
         # What ascent finds, a thousand draws from the ball do not.
         ball = FlowBall(1.0)
-        draws = jax.vmap(lambda k: ball.sample(SHAPE, k, jnp.float64))(jax.random.split(KEY, 1000))
-        drawn = jax.vmap(lambda r: margin(jax.vmap(lambda x: warp(x, r))(jnp.asarray(x))))(draws)
-        assert np.all(drawn.max(0) <= once + 1e-9)
+
+        @jax.jit
+        def drawn(keys):
+            flows = jax.vmap(lambda k: ball.sample(SHAPE, k, jnp.float64))(keys)
+            moved = lambda r: jax.vmap(lambda x: warp(x, r))(jnp.asarray(x))
+            return jax.vmap(lambda r: margin(moved(r)))(flows)
+
+        assert np.all(drawn(jax.random.split(KEY, 1000)).max(0) <= once + 1e-9)
 
 
 @pytest.mark.parametrize("degrees", [-30.0, 10.0, 90.0])
@@ -344,15 +349,18 @@ def test_motions_are_those_of_scipy(degrees):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         x = rng.uniform(size=(7, 6))
-        turned = warp(jnp.asarray(x), motion((7, 6), jnp.deg2rad(degrees), jnp.zeros(2)))
+        move = jax.jit(
+            lambda x, angle, shift: warp(x, motion(x.shape, jnp.deg2rad(angle), jnp.stack(shift)))
+        )
+        turned = move(x, degrees, (0.0, 0.0))
         right = ndimage.rotate(x, degrees, reshape=False, order=1, mode="nearest")
         np.testing.assert_allclose(turned, right, atol=1e-9)
-        moved = warp(jnp.asarray(x), motion((7, 6), jnp.asarray(0.0), jnp.array([1.5, -2.0])))
+        moved = move(x, 0.0, (1.5, -2.0))
         right = ndimage.shift(x, (1.5, -2.0), order=1, mode="nearest")
         np.testing.assert_allclose(moved, right, atol=1e-9)
         # Zeros from outside, as published, where the border is black: first turned, then moved.
         x = np.pad(rng.uniform(size=(3, 4)), 6)
-        both = warp(jnp.asarray(x), motion(x.shape, jnp.deg2rad(degrees), jnp.array([2.0, -1.0])))
+        both = move(x, degrees, (2.0, -1.0))
         right = ndimage.rotate(x, degrees, reshape=False, order=1)
         right = ndimage.shift(right, (2, -1), order=1)
         np.testing.assert_allclose(both, right, atol=1e-9)
@@ -370,10 +378,12 @@ def test_the_worst_of_the_grid_is_that_of_a_search_through_it():
             for down in (-2.0, 0.0, 2.0)
             for right in (-2.0, 0.0, 2.0)
         ]
-        images = [jax.vmap(warp, (0, None))(jnp.asarray(x), move) for move in moves]
-        score = lambda image: np.asarray(
-            jax.vmap(jr.losses.cross_entropy)(logits_fn(image), jnp.asarray(y))
-            + 100.0 * (jnp.argmax(logits_fn(image), -1) != y)
+        images = [jax.jit(jax.vmap(warp, (0, None)))(jnp.asarray(x), move) for move in moves]
+        score = jax.jit(
+            lambda image: (
+                jax.vmap(jr.losses.cross_entropy)(logits_fn(image), jnp.asarray(y))
+                + 100.0 * (jnp.argmax(logits_fn(image), -1) != y)
+            )
         )
-        best = np.max([score(image) for image in images], 0)
+        best = np.max([np.asarray(score(image)) for image in images], 0)
         np.testing.assert_allclose(score(x_adv), best, rtol=1e-9)

@@ -32,8 +32,8 @@ def test_canonical_changes_no_value(strides, padding, groups, wrt):
     loss, variables, x = conv_loss(strides, padding, groups)
     derivative = jax.grad(loss, wrt)
     for got, want in zip(
-        jax.tree.leaves(gradients.canonical(derivative)(variables, x)),
-        jax.tree.leaves(derivative(variables, x)),
+        jax.tree.leaves(jax.jit(gradients.canonical(derivative))(variables, x)),
+        jax.tree.leaves(jax.jit(derivative)(variables, x)),
         strict=True,
     ):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
@@ -59,7 +59,7 @@ def test_canonical_sums_shifted_products_where_few_features_come_out(window, pad
     variables = module.init(jax.random.key(2), x)
     derivative = jax.grad(lambda x: jnp.sum(jnp.sin(module.apply(variables, x))))
     rewritten = gradients.canonical(derivative)
-    np.testing.assert_allclose(rewritten(x), derivative(x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(rewritten)(x), jax.jit(derivative)(x), rtol=1e-4, atol=1e-5)
     names = [eqn.primitive.name for eqn in jax.make_jaxpr(rewritten)(x).jaxpr.eqns]
     assert names.count("conv_general_dilated") == 1  # the forward pass
     assert "dot_general" in names
@@ -130,11 +130,12 @@ def test_a_loss_and_a_vector_of_one_have_the_same_mean(estimator):
     x = jnp.linspace(-1, 1, 4)
     one = estimator(loss)
     many = lambda x, key: estimator(lambda x, key: loss(x, key)[None])(x, key)[0]
-    for f in (lambda g: g(x, KEY), lambda g: jax.grad(g)(x, KEY)):
+    for f in (lambda g: jax.jit(g)(x, KEY), lambda g: jax.jit(jax.grad(g))(x, KEY)):
         np.testing.assert_allclose(f(one), f(many), rtol=1e-5, atol=1e-6)
     keys = jax.random.split(KEY, 3)
     rows = jax.jit(jax.vmap(jax.grad(one)))(jnp.tile(x, (3, 1)), keys)
-    np.testing.assert_allclose(rows[1], jax.grad(many)(x, keys[1]), rtol=1e-5, atol=1e-6)
+    alone = jax.jit(jax.grad(many))(x, keys[1])
+    np.testing.assert_allclose(rows[1], alone, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_a_mean_loss_has_every_derivative(estimator, derivative):
             f = lambda x, key: jax.nn.softplus(x @ weights + noise(key))[y] ** 2
             return gradient(f)(x, KEY)
 
-        return jax.vmap(derivative(loss), (None, 0, 0))(weights, x, jnp.arange(3))
+        return jax.jit(jax.vmap(derivative(loss), (None, 0, 0)))(weights, x, jnp.arange(3))
 
     weights = jax.random.normal(jax.random.key(1), (5, 3))
     x = jax.random.normal(jax.random.key(2), (3, 5))
@@ -238,8 +239,9 @@ def test_draws_of_a_mean_loss_split_over_devices(check_vma):
             each, mesh=mesh, in_specs=spec, out_specs=PartitionSpec("draws"), check_vma=check_vma
         )
         weights, x = jnp.linspace(0, 1, 4), jnp.linspace(1, 2, 4)
-        alone = jnp.stack([on_one(weights, x, key) for key in keys])
-        return spread(weights, x, keys), alone
+        one = jax.jit(on_one)
+        alone = jnp.stack([one(weights, x, key) for key in keys])
+        return jax.jit(spread)(weights, x, keys), alone
 
     spread, alone = derivatives(gradients.eot(3))
     np.testing.assert_allclose(spread, alone, rtol=1e-5)

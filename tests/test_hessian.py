@@ -38,17 +38,20 @@ def network(activation, loss=jr.losses.cross_entropy, dims=9, seed=0):
     return f, logits, jnp.array(rng.uniform(size=dims))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def direction(gradient, f, x, key=KEY):
-    @jax.jit
-    def run(x, key):
-        value, pullback = gradients.vjp(gradient(f), x, key)
-        return value, pullback(jnp.ones_like(value))
-
-    return run(x, key)
+    value, pullback = gradients.vjp(gradient(f), x, key)
+    return value, pullback(jnp.ones_like(value))
 
 
 def hessian_of(f, x):
     return jax.jit(jax.hessian(f))(x, KEY)
+
+
+def gauss_newton_of(logits, x):
+    jacobian, out = jax.jit(lambda x: (jax.jacobian(logits)(x), logits(x)))(x)
+    p = jax.nn.softmax(out)
+    return jacobian.T @ (jnp.diag(p) - jnp.outer(p, p)) @ jacobian
 
 
 def dominant(hessian):
@@ -135,8 +138,7 @@ def test_one_difference_where_the_gradient_vanishes_is_the_papers_equation_3():
 @pytest.mark.usefixtures("x64")
 def test_a_relu_network_keeps_the_gauss_newton_part_of_the_cross_entropy():
     f, logits, x = network(jax.nn.relu)
-    jacobian, p = jax.jacobian(logits)(x), jax.nn.softmax(logits(x))
-    gauss_newton = jacobian.T @ (jnp.diag(p) - jnp.outer(p, p)) @ jacobian
+    gauss_newton = gauss_newton_of(logits, x)
     np.testing.assert_allclose(hessian_of(f, x), gauss_newton, atol=1e-12)
     eigenvalue, vector = dominant(gauss_newton)
     assert eigenvalue > 0.01
@@ -145,8 +147,7 @@ def test_a_relu_network_keeps_the_gauss_newton_part_of_the_cross_entropy():
         assert abs(cosine(found, vector)) > 0.999
     # A smooth network has more to its Hessian than that.
     f, logits, x = network(jax.nn.swish)
-    jacobian, p = jax.jacobian(logits)(x), jax.nn.softmax(logits(x))
-    gauss_newton = jacobian.T @ (jnp.diag(p) - jnp.outer(p, p)) @ jacobian
+    gauss_newton = gauss_newton_of(logits, x)
     hessian = hessian_of(f, x)
     assert jnp.linalg.norm(hessian - gauss_newton) > 0.1 * jnp.linalg.norm(hessian)
 
@@ -187,12 +188,13 @@ def test_through_convolutions_and_pooling_under_vmap_and_jit(method):
     estimator = gradients.hessian_direction(3, method, 1e-6)
     keys = jax.random.split(KEY, 3)
     _, found = jax.jit(jax.vmap(functools.partial(direction, estimator, f)))(x, keys)
-    hessians = jax.vmap(jax.hessian(f), (0, None))(x, KEY).reshape(3, 36, 36)
+    hessians = jax.jit(jax.vmap(jax.hessian(f), (0, None)))(x, KEY).reshape(3, 36, 36)
+    slopes = jax.jit(jax.vmap(jax.grad(f), (0, None)))(x, KEY)
     for i in range(3):
         d = jax.random.normal(jax.random.split(keys[i])[0], x[i].shape, x.dtype).ravel()
         for _ in range(3):
             d = hessians[i] @ (d / jnp.linalg.norm(d))
-        d = d * jnp.sign(jnp.vdot(d, jax.grad(f)(x[i], KEY)))
+        d = d * jnp.sign(jnp.vdot(d, slopes[i]))
         np.testing.assert_allclose(found[i].ravel(), d, rtol=1e-3, atol=1e-6)
 
 

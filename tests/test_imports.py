@@ -16,22 +16,33 @@ def run(code):
     return done.stdout.strip()
 
 
-def test_takes_under_half_as_long_again_as_what_it_stands_on():
-    """The ratio of the medians of five interleaved pairs."""
-    timed = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
-    ours, theirs = [], []
-    for _ in range(5):
-        theirs.append(float(run(timed.format("jax, flax, optax"))))
-        ours.append(float(run(timed.format("jaxrobust"))))
-    assert sorted(ours)[2] < 1.5 * sorted(theirs)[2]
+@pytest.fixture(scope="module")
+def imported():
+    """Five times: seconds of what it stands on, seconds of the rest, and all modules."""
+    timed = (
+        "import sys, time; t = time.perf_counter(); import jax, flax, optax\n"
+        "u = time.perf_counter(); import jaxrobust\n"
+        "print(u - t, time.perf_counter() - u, *sys.modules)"
+    )
+    found = [run(timed).split() for _ in range(5)]
+    return [(float(theirs), float(rest), modules) for theirs, rest, *modules in found]
+
+
+def test_takes_under_half_as_long_again_as_what_it_stands_on(imported):
+    """The ratio of the medians of five processes."""
+    theirs = sorted(theirs for theirs, _, _ in imported)
+    ours = sorted(theirs + rest for theirs, rest, _ in imported)
+    assert ours[2] < 1.5 * theirs[2]
 
 
 @pytest.mark.parametrize(
     "package",
     ["cvxpy", "tensorflow_datasets", "matplotlib", "sklearn", "orbax.checkpoint", "jinja2", "tyro"],
 )
-def test_is_not_imported_before_it_is_used(package):
-    run(f"import sys, jaxrobust; assert {package!r} not in sys.modules")
+def test_is_not_imported_before_it_is_used(package, imported):
+    for _, _, modules in imported:
+        assert "jaxrobust" in modules
+        assert package not in modules
 
 
 def test_works_where_optional_packages_are_missing():

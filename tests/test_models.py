@@ -27,9 +27,12 @@ from jaxrobust.models._spatial_transformer import _affine_flow
 )
 def test_exported_layers_are_the_network(model, shape):
     x = jax.random.uniform(jax.random.key(0), (3, *shape))
-    variables = model.init(jax.random.key(1), x)
+    variables = jax.jit(model.init)(jax.random.key(1), x)
     np.testing.assert_allclose(
-        jr.layers.apply(model.layers(variables), x), model.apply(variables, x), rtol=1e-4, atol=1e-5
+        jax.jit(jr.layers.apply)(model.layers(variables), x),
+        jax.jit(model.apply)(variables, x),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -105,10 +108,11 @@ def test_wide_resnet_standardises_images_and_trains_against_frozen_statistics():
     model = jr.models.ResNet((4, 4, 6, 8), 1, 3, standardise=True)
     x = np.random.default_rng(0).uniform(0.3, 0.6, (8, 8, 8, 3)).astype(np.float32)
     y = np.arange(8) % 3
-    variables = model.init(jax.random.key(1), x)
-    logits = model.apply(variables, x)
-    np.testing.assert_allclose(model.apply(variables, 1.5 * x + 0.1), logits, atol=1e-4)
-    np.testing.assert_allclose(model.apply(variables, x[:2]), logits[:2], atol=1e-5)
+    variables = jax.jit(model.init)(jax.random.key(1), x)
+    apply = jax.jit(model.apply)
+    logits = apply(variables, x)
+    np.testing.assert_allclose(apply(variables, 1.5 * x + 0.1), logits, atol=1e-4)
+    np.testing.assert_allclose(apply(variables, x[:2]), logits[:2], atol=1e-5)
 
     forward, frozen = jr.objectives.from_stateful_module(model.apply)
     seen = []
@@ -172,7 +176,7 @@ def test_resnets_of_other_depths_are_refused(depth):
 def small_resnet():
     model = jr.models.ResNet((2, 3, 4, 5), num_units=1, num_classes=3)
     x = np.random.default_rng(0).uniform(size=(8, 9, 6, 1)).astype(np.float32)
-    return model, model.init(jax.random.key(1), x), x
+    return model, jax.jit(model.init)(jax.random.key(1), x), x
 
 
 def test_resnet_gives_logits_and_embedding_in_one_pass(small_resnet):
@@ -247,7 +251,8 @@ def test_resnet_trains_on_embeddings_and_is_attacked_frozen(small_resnet):
     logits, embedding = logits_fn(jnp.asarray(x))
     np.testing.assert_array_equal(logits, -outputs[0])
     np.testing.assert_array_equal(embedding, outputs[1])
-    one = jax.vmap(lambda image: logits_fn(image[None])[0][0])(jnp.asarray(x))  # rows alone
+    rows = jax.jit(jax.vmap(lambda image: logits_fn(image[None])[0][0]))
+    one = rows(jnp.asarray(x))  # rows alone
     np.testing.assert_allclose(one, logits, atol=1e-5)
     x_adv = jr.attacks.fgsm(
         logits_fn, x, jnp.argmax(logits, -1), key=jax.random.key(0), ball=jr.Ball("linf", 0.1)
@@ -260,7 +265,7 @@ def test_madry_cnn_pools_as_flax_does():
 
     model = jr.models.madry_cnn()
     x = jax.random.uniform(jax.random.key(0), (2, 28, 28, 1))
-    variables = model.init(jax.random.key(1), x)
+    variables = jax.jit(model.init)(jax.random.key(1), x)
     params = variables["params"]
     h = x
     for name in ("Conv_0", "Conv_1"):
@@ -270,7 +275,8 @@ def test_madry_cnn_pools_as_flax_does():
         h = nn.max_pool(nn.relu(h + params[name]["bias"]), (2, 2), (2, 2))
     h = nn.relu(h.reshape(2, -1) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"])
     expected = h @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
-    np.testing.assert_allclose(model.apply(variables, x), expected, rtol=1e-4, atol=1e-4)
+    found = jax.jit(model.apply)(variables, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="multiples of 4"):
         model.init(jax.random.key(0), jnp.zeros((1, 10, 10, 1)))
 
@@ -398,7 +404,7 @@ def test_carlini_wagner_cnn_has_its_published_size(widths, shape, flat):
 def test_carlini_wagner_cnn_drops_in_training_only():
     model = jr.models.carlini_wagner_cnn((2, 3, 50), num_classes=3)
     x = jax.random.uniform(jax.random.key(0), (4, 16, 16, 1))
-    variables = model.init(jax.random.key(1), x)
+    variables = jax.jit(model.init)(jax.random.key(1), x)
     params, state = variables["params"], {"dropout": variables["dropout"]}
     forward, frozen = jr.objectives.from_stateful_module(model.apply)
     first, after = forward(params, state, x)
@@ -427,7 +433,7 @@ def test_carlini_wagner_cnn_drops_in_training_only():
 def test_carlini_wagner_cnn_trains_against_an_attack():
     model = jr.models.carlini_wagner_cnn((2, 3, 8), num_classes=3)
     x = np.random.default_rng(0).uniform(size=(8, 16, 16, 1)).astype(np.float32)
-    variables = model.init(jax.random.key(1), x)
+    variables = jax.jit(model.init)(jax.random.key(1), x)
     forward, frozen = jr.objectives.from_stateful_module(model.apply)
     objective = jr.objectives.madry(
         forward, jr.attacks.fgsm, ball=jr.Ball("linf", 0.1), eval_forward=frozen
@@ -444,12 +450,12 @@ def test_carlini_wagner_cnn_trains_against_an_attack():
 def test_a_spatial_transformer_starts_as_its_classifier(shape):
     x = jax.random.uniform(jax.random.key(0), (3, *shape))
     model = jr.models.spatial_transformer(jr.models.mlp((8,)))
-    variables = model.init(jax.random.key(1), x)
+    variables = jax.jit(model.init)(jax.random.key(1), x)
     params = variables["params"]
     sizes = [params[f"Dense_{i}"]["kernel"].shape for i in range(3)]
     assert sizes == [(x[0].size, 100), (100, 100), (100, 6)]
-    alone = model.classifier.apply({"params": params["classifier"]}, x)
-    np.testing.assert_array_equal(model.apply(variables, x), alone)
+    alone = jax.jit(model.classifier.apply)({"params": params["classifier"]}, x)
+    np.testing.assert_array_equal(jax.jit(model.apply)(variables, x), alone)
 
 
 def test_a_spatial_transformer_moves_images_as_scipy_does():
@@ -457,7 +463,8 @@ def test_a_spatial_transformer_moves_images_as_scipy_does():
     rng = np.random.default_rng(0)
     x = rng.uniform(size=(5, 6, 9)).astype(np.float32)
     change = rng.normal(size=(5, 2, 3)).astype(np.float32) * 0.3
-    found = jax.vmap(jr.flow.warp)(jnp.asarray(x), _affine_flow(jnp.asarray(change), (6, 9)))
+    move = jax.jit(lambda x, change: jax.vmap(jr.flow.warp)(x, _affine_flow(change, (6, 9))))
+    found = move(jnp.asarray(x), jnp.asarray(change))
     half = np.array([5, 8]) / 2
     for image, one, moved in zip(x, change, found, strict=True):
         affine = np.eye(2, 3) + one
@@ -472,7 +479,7 @@ def test_a_spatial_transformer_learns_where_to_look():
     x = jax.random.uniform(jax.random.key(0), (4, 7, 5, 2))
     y = jnp.array([0, 1, 2, 0])
     model = jr.models.spatial_transformer(jr.models.mlp((6,), num_classes=3), (10, 10))
-    params = model.init(jax.random.key(1), x)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), x)["params"]
     objective = jr.objectives.hinge(jr.objectives.from_module(model.apply))
     optimizer = optax.adam(0.01)
 
@@ -492,7 +499,7 @@ def test_a_spatial_transformer_learns_where_to_look():
     assert jnp.abs(params["Dense_2"]["bias"]).max() > 0.01
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
     logits = model.apply({"params": params}, x)
-    slopes = jax.jacobian(lambda x: model.apply({"params": params}, x))(x)
+    slopes = jax.jit(jax.jacobian(lambda x: model.apply({"params": params}, x)))(x)
     for i, j in itertools.product(range(4), range(4)):
         assert bool((slopes[i, :, j] == 0).all()) == (i != j)
     np.testing.assert_allclose(model.apply({"params": params}, x[:1]), logits[:1], rtol=1e-5)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import FLAGS
+from quick import CACHE, FLAGS
 
 import jaxrobust as jr
 from jaxrobust import objectives
@@ -100,7 +100,7 @@ def test_an_epoch_visits_every_row_once():
 
 
 def start(folder):
-    environment = dict(os.environ, XLA_FLAGS=FLAGS)
+    environment = os.environ | CACHE | {"XLA_FLAGS": FLAGS}
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(folder)], env=environment, stderr=subprocess.PIPE
     )
