@@ -9,7 +9,6 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import jaxrobust as jr
 from jaxrobust.layers import Dense, Flatten, Relu
@@ -147,11 +146,10 @@ def norm_of(name):
 def attack_cases(names, each_norm=False):
     """Attack and norm: all of them, or all of "pgd" and one of each other.
 
-    What an attack does with its ball is the ball's code, which `pgd` shows in every norm. Tests of
-    one attack run in one process, which compiles it once for all of them.
+    What an attack does with its ball is the ball's code, which `pgd` shows in every norm.
     """
     return [
-        pytest.param(name, norm, marks=pytest.mark.xdist_group(name))
+        (name, norm)
         for name in names
         for norm in (SPEAKS_OF.get(name, NORMS) if each_norm or name == "pgd" else [norm_of(name)])
     ]

@@ -74,17 +74,12 @@ def distance(norm, x, x_adv):
 def cases(names, sizes=(1, 3, 8)):
     """Name, norm and batch size, the sizes in turn."""
     pairs = [(name, norm) for name in names for norm in SPEAKS_OF.get(name, NORMS)]
-    return [
-        pytest.param(*pair, sizes[i % len(sizes)], marks=pytest.mark.xdist_group(pair[0]))
-        for i, pair in enumerate(pairs)
-    ]
+    return [(*pair, sizes[i % len(sizes)]) for i, pair in enumerate(pairs)]
 
 
 def by_name(names):
     """A test of each attack."""
-    return pytest.mark.parametrize(
-        "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
-    )
+    return pytest.mark.parametrize("name", names)
 
 
 attacks = by_name(COMMON)
