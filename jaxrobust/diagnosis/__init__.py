@@ -1,0 +1,6 @@
+"""Does a defence withstand attacks, or only hide its gradients from them?"""
+
+from jaxrobust.diagnosis._findings import Findings
+from jaxrobust.diagnosis._run import diagnose
+
+__all__ = ["Findings", "diagnose"]
