@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -163,8 +164,8 @@ def diagnose(
         everywhere = broken("many steps, any change", attack.iterative, right, _everything(ball, x))
         success.append(everywhere[0])
         tell.say("unbounded attack fails", right & ~everywhere[0])
-        falls = [(a, b) for a, b in zip(success, success[1:], strict=False)]
-        tell.compare("larger radius, less success", *max(falls, key=lambda ab: _net(*ab)))
+        fall = max(itertools.pairwise(success), key=lambda pair: _net(*pair))
+        tell.compare("larger radius, less success", *fall)
 
         other, _ = broken("many steps, margin", attack.other, right)
         tell.say(
@@ -245,7 +246,7 @@ def _spread(n: int, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _scaled(ball: Ball, share: float) -> Ball:
-    """A ball of another radius, up to all of the box (in linf; a larger one would change nothing)."""
+    """A ball of another radius; in linf not beyond the box."""
     eps = share * np.asarray(ball.eps)
     if ball.norm == "linf":
         eps = np.minimum(eps, ball.box.high - ball.box.low)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 AT_LEAST = 3
-"""Fewest images that a comparison of two attacks is believed for: one or two are chance."""
+"""Fewest images that what attacks found is believed for: one or two are chance."""
 
 
 class Symptom(NamedTuple):
@@ -22,7 +22,7 @@ class Symptom(NamedTuple):
         meaning: What it says of the numbers.
         cure: What to try.
         severity: See `Finding`.
-        compares: Whether two attacks are compared, so that `AT_LEAST` holds.
+        compares: Whether it rests on what attacks happened to find, so that `AT_LEAST` holds.
     """
 
     threshold: float
@@ -99,6 +99,7 @@ SYMPTOMS = {
         "does not, so it is the attack that fails, and its failure at the small radius says "
         "nothing.",
         "Mend the attack before any number is read: see the gradient's findings.",
+        compares=True,
     ),
     "larger radius, less success": Symptom(
         0.02,
