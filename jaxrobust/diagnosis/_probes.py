@@ -16,8 +16,8 @@ from jaxrobust.loops import at_most
 from jaxrobust.threat import Ball
 from jaxrobust.types import Attack, LogitsFn, logits_of, per_example, row_keys
 
-DIFFERENCE = 0.005
-"""Change of every pixel in a finite difference, in widths of the box: 1.3 grey levels of 255.
+DIFFERENCE = 0.02
+"""Change of every pixel in a finite difference, in widths of the box: 5 grey levels of 255.
 
 Far above rounding, and far below what an attack changes; a slope that does not describe the model
 over it describes nothing that an attack can use.

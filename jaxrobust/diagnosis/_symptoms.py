@@ -113,9 +113,10 @@ SYMPTOMS = {
         0.1,
         "images broken by climbing the margin that climbing the cross-entropy left standing",
         "The same attack on another measure of success breaks many more images, so the usual one "
-        "is flat or misleading here.",
+        "is flat or misleading here, and accuracies under it alone are too high.",
         "Attack with losses.margin or losses.dlr, or the rescaled model "
         "(transforms.rescaled_logits); AutoAttack tries several.",
+        "note",
         compares=True,
     ),
     "averaging finds more": Symptom(
