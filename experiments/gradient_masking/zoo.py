@@ -30,8 +30,8 @@ SIGMA = 0.2
 REFERENCES, REJECTED = 512, 0.05
 """Training images that local dimensions are measured among, and the share of them it rejects."""
 
-SLOPE = 0.05
-"""Weight of the slopes in the cascade's training; our choice."""
+SLOPE = 0.15
+"""Weight of the slopes in the cascade's training; our choice, a larger one costs accuracy."""
 
 DRAWS = 20
 """Draws of a random model in each gradient of its cure, as in AutoAttack's "rand"."""
@@ -185,20 +185,6 @@ def _dimension(sizes: Sizes, data: Data, key: Array) -> Defence:
     )
 
 
-def _cascade(sizes: Sizes, data: Data, key: Array) -> Defence:
-    loss, start = train.cascade(models.plain), train.start(sizes, data, key)
-    first = honest(sizes, data, key)
-    params = train.fit(loss, start, (sizes.eps, first, SLOPE), sizes, data, key)
-    return Defence(
-        "cascade adversarial training, Na et al.",
-        ("black box finds more", "one step beats many", "another loss finds more"),
-        "gradients.smoothed",
-        Partial(models.plain, params),
-        climb(sizes.attack_steps, gradient=jr.gradients.smoothed(0.1, DRAWS)),
-        {},
-    )
-
-
 def honest(sizes: Sizes, data: Data, key: Array) -> Any:
     """Weights of the naturally trained network."""
     start = train.start(sizes, data, key)
@@ -227,6 +213,14 @@ def _noisy(sizes: Sizes, data: Data, key: Array) -> Defence:
     return Defence("", ("stochastic gradients",), f"gradients.eot({DRAWS})", noisy, attack, {})
 
 
+def _cascade(sizes: Sizes, data: Data, key: Array) -> Defence:
+    """One of the two rows of the table that hide nothing: plain PGD tells the truth about it."""
+    loss, start = train.cascade(models.plain), train.start(sizes, data, key)
+    given = (sizes.eps, honest(sizes, data, key), SLOPE)
+    found = _control(sizes, Partial(models.plain, train.fit(loss, start, given, sizes, data, key)))
+    return found._replace(row="cascade adversarial training, Na et al.")
+
+
 def _control(sizes: Sizes, logits_fn: Any) -> Defence:
     return Defence("", (), "none needed", logits_fn, climb(sizes.attack_steps), {})
 
@@ -242,13 +236,13 @@ MASKED: dict[str, Builder] = {
     "purified": _purified,
     "winners": _winners,
     "dimension": _dimension,
-    "cascade": _cascade,
 }
 """The zoo: `(sizes, data, key) -> Defence`, trained on the spot."""
 
 CONTROLS: dict[str, Builder] = {
     "natural": _natural,
     "madry": _madry,
+    "cascade": _cascade,
     "stable": _stable,
     "stable, noisy": _noisy,
 }

@@ -48,13 +48,13 @@ class Findings:
     def rows(self) -> list[tuple[str, str, float, float, str]]:
         """For a table: name, what was measured, its value, the threshold, and the verdict."""
         flagged = {finding.name: finding for finding in self.found}
+        order = list(SYMPTOMS)
         shown = []
-        for name, value in self.measured.items():
-            symptom = SYMPTOMS[name.partition(":")[0]]
-            finding = flagged.get(name)
+        for name in sorted(self.measured, key=lambda name: order.index(name.partition(":")[0])):
+            symptom, finding = SYMPTOMS[name.partition(":")[0]], flagged.get(name)
             threshold = symptom.threshold if finding is None else finding.threshold
             verdict = "in order" if finding is None else finding.severity
-            shown.append((name, symptom.what, value, threshold, verdict))
+            shown.append((name, symptom.what, self.measured[name], threshold, verdict))
         return shown
 
     def __repr__(self) -> str:

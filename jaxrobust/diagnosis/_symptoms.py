@@ -61,7 +61,7 @@ SYMPTOMS = {
     "shattered gradients": Symptom(
         0.5,
         "disagreement of gradients with small measured changes, 0 to 1, of the median image",
-        "When the image changes by about a grey level, the model's output changes otherwise than "
+        "When the image changes by a few grey levels, the model's output changes otherwise than "
         "its gradient says. The gradient is missing or wrong, because part of the model rounds, "
         "jumps or sorts; attacks that follow it are led astray.",
         "Put gradients.bpda in place of that part, average the gradient over a neighbourhood "
