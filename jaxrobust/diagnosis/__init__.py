@@ -2,5 +2,6 @@
 
 from jaxrobust.diagnosis._findings import Findings
 from jaxrobust.diagnosis._run import diagnose
+from jaxrobust.diagnosis._symptoms import SYMPTOMS, Symptom
 
-__all__ = ["Findings", "diagnose"]
+__all__ = ["SYMPTOMS", "Findings", "Symptom", "diagnose"]

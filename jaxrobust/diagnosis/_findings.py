@@ -72,4 +72,6 @@ class Findings:
     @classmethod
     def restored(cls, summary: dict[str, Any]) -> Findings:
         """The findings whose `summary` this is."""
-        return cls(**summary | {"found": [Finding(**one) for one in summary["found"]]})
+        fields = dict(summary)
+        fields["found"] = [Finding(**one) for one in summary["found"]]
+        return cls(**fields)

@@ -109,11 +109,11 @@ def as_document(found: Any) -> Document:
         )
     entries = []
     for name, one in several.items():
-        threat = {f"{one.norm} {one.eps:g}": one}
-        diagnosed = isinstance(one, Findings)
-        entries.append(
-            Entry(name, "", {} if diagnosed else threat, {}, [], threat if diagnosed else {})
-        )
+        threat = f"{one.norm} {one.eps:g}"
+        if isinstance(one, Findings):
+            entries.append(Entry(name, "", {}, {}, [], {threat: one}))
+        else:
+            entries.append(Entry(name, "", {threat: one}, {}, []))
     return Document("How robust is it?", "", entries, [], "")
 
 
