@@ -170,10 +170,9 @@ def test_local_dimension_is_that_of_the_reference():
     for d in (1, 3):
         reference = rng.uniform(size=(500, d))
         inside = rng.uniform(0.3, 0.7, size=(300, d))
-        both = [
-            jnp.asarray(np.pad(z, ((0, 0), (0, 6 - d))), jnp.float32) for z in (inside, reference)
-        ]
-        assert jnp.median(layers.local_dimension(*both)) == pytest.approx(d, rel=0.3)
+        wide = lambda z: jnp.asarray(np.pad(z, ((0, 0), (0, 6 - z.shape[1]))), jnp.float32)
+        dimension = layers.local_dimension(wide(inside), wide(reference))
+        assert jnp.median(dimension) == pytest.approx(d, rel=0.3)
 
 
 def test_the_detector_rejects_as_few_clean_images_as_it_says():
