@@ -10,6 +10,7 @@ from jaxrobust import (
     certify,
     data,
     detect,
+    diagnosis,
     evaluation,
     files,
     flow,
@@ -25,6 +26,7 @@ from jaxrobust import (
     transforms,
 )
 from jaxrobust._version import __version__
+from jaxrobust.diagnosis import diagnose
 from jaxrobust.evaluation import Report, evaluate
 from jaxrobust.threat import Ball, Box
 from jaxrobust.types import (
@@ -50,6 +52,8 @@ __all__ = [
     "certify",
     "data",
     "detect",
+    "diagnose",
+    "diagnosis",
     "evaluate",
     "evaluation",
     "files",

@@ -11,7 +11,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key, PyTree
 
-from jaxrobust.checks import check_count, check_sigma
+from jaxrobust.checks import check_count, check_sigma, check_temperature
 from jaxrobust.types import LogitsFn, Randomized, as_partial, logits_of
 
 
@@ -205,3 +205,49 @@ def reversed_outputs(outputs: PyTree) -> PyTree:
     """
     reverse = -logits_of(outputs)
     return (reverse, *outputs[1:]) if isinstance(outputs, tuple) else reverse
+
+
+def rescaled_logits(logits_fn: LogitsFn, temperature: float | None = None) -> LogitsFn:
+    """The model with smaller logits, so that a softmax over them does not saturate.
+
+    Predictions stay as they are; gradients of the cross-entropy, which underflow where one logit is
+    some hundred above the others, come back. Attack this model instead (`attacks.through`).
+
+    Args:
+        logits_fn: A model, possibly `Randomized`, of logits or of a tuple that they are the first
+            of.
+        temperature: What logits are divided by: a network distilled at T wants T. None brings each
+            image's logits to unit standard deviation, by a factor that counts as a constant in
+            derivatives, so that no scale of the logits is left.
+
+    Returns:
+        The rescaled model, a pytree wherever the given one is.
+
+    Raises:
+        ValueError: For a temperature that is not positive and finite.
+
+    References: Carlini and Wagner 2017, sec. IV (paper 001) divide a distilled network's logits by
+        its temperature; the difference of logits ratio (`losses.dlr`) rescales by their own spread.
+
+    >>> large = rescaled_logits(lambda x: 1000 * x)
+    >>> large(jnp.array([[2.0, 0.0, -2.0]])).round(3)
+    Array([[ 1.225,  0.   , -1.225]], dtype=float32)
+    """
+    scale = None
+    if temperature is not None:
+        check_temperature(temperature)
+        scale = jnp.asarray(temperature)
+    if isinstance(logits_fn, Randomized):
+        return Randomized(Partial(_rescaled, logits_fn.fn, scale))
+    return Partial(_rescaled, as_partial(logits_fn), scale)
+
+
+def _rescaled(logits_fn: LogitsFn, scale: Array | None, x: Array, *key: Array) -> PyTree:
+    outputs = logits_fn(x, *key)
+    logits = logits_of(outputs)
+    if scale is None:
+        spread = jax.lax.stop_gradient(jnp.std(logits, axis=-1, keepdims=True))
+        shrunk = logits / jnp.where(spread > 0, spread, 1)
+    else:
+        shrunk = logits / scale.astype(logits.dtype)
+    return (shrunk, *outputs[1:]) if isinstance(outputs, tuple) else shrunk

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -325,6 +325,8 @@ class Finding(NamedTuple):
         examples: Rows it rests on (at most the first ten).
         meaning: What it says about the numbers, for someone who never read the papers.
         cure: What to try.
+        severity: "warning" where numbers must not be believed before it is cured; "note" where it
+            is something to know of the model, and its numbers may be right.
     """
 
     name: str
@@ -333,3 +335,4 @@ class Finding(NamedTuple):
     examples: list[int]
     meaning: str
     cure: str
+    severity: Literal["note", "warning"] = "warning"

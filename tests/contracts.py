@@ -90,6 +90,12 @@ MADE_OF_ATTACKS = {
     "most_confusing": jr.attacks.most_confusing(
         functools.partial(FEW, loss=jr.losses.targeted(jr.losses.margin))
     ),
+    "reparametrize": jr.attacks.reparametrize(
+        jax.nn.sigmoid,
+        FEW,
+        encoder=lambda x: jnp.log(x + 1e-3) - jnp.log(1 - x + 1e-3),
+        codes=jr.Ball("linf", 0.5, box=jr.Box(-8.0, 8.0)),
+    ),
     "transfer": jr.attacks.transfer(SOURCE, FEW),
 }
 """Attacks whose parts are listed above: what they add is tested, not all that they hold."""

@@ -12,7 +12,15 @@ ROOT = Path(records.__file__).parent
 
 @pytest.mark.parametrize(
     "name",
-    ["adversarial_training", "carlini_wagner", "madry_mnist", "pdm", "second_order", "spatial"],
+    [
+        "adversarial_training",
+        "carlini_wagner",
+        "gradient_masking",
+        "madry_mnist",
+        "pdm",
+        "second_order",
+        "spatial",
+    ],
 )
 def test_tables_find_their_places(name, tmp_path):
     tables = importlib.import_module(f"experiments.{name}.tables").tables(tmp_path)

@@ -411,7 +411,8 @@ def test_every_accuracy_and_every_doubt_is_shown(saved):
             for record in report.certificates.values():
                 assert record.proof in text
     for words in (
-        *FINDING[4:], "measured 0.12, threshold 0.02", "rows 3, 17", "python -m jaxrobust demo",
+        FINDING.meaning, FINDING.cure,
+            "measured 0.12, threshold 0.02", "rows 3, 17", "python -m jaxrobust demo",
         "A short run.", "2025-11-21 05:30 UTC", "[0, 42]", "cpu: fake", "1 finding", "varies",
     ):  # fmt: skip
         assert words in text

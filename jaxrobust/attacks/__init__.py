@@ -22,6 +22,7 @@ from jaxrobust.attacks._minimum_norm import (
     faces_all,
     is_minimum_norm,
 )
+from jaxrobust.attacks._reparametrize import reparametrize
 from jaxrobust.attacks._rotation_translation import rotation_translation
 from jaxrobust.attacks._second_order import second_order
 from jaxrobust.attacks._spatial_lower_bound import SpatialLowerBound, spatial_lower_bound
@@ -63,6 +64,7 @@ __all__ = [
     "on_alive",
     "pgd",
     "pgd_trace",
+    "reparametrize",
     "rotation_translation",
     "salted",
     "second_order",

@@ -41,16 +41,28 @@ class Bench:
 
         return self._stage("clean", np.arange(len(self.y)), compute)
 
-    def slopes(self, program: Any) -> dict[str, Any]:
-        """Look at the gradients of the first batch's clean images."""
+    def measure(
+        self, stage: str, program: Any, functions: Any, rows: np.ndarray, images: Any = None
+    ) -> dict[str, Any]:
+        """Hand some rows to a program `(functions, x, y, keys)` that returns a named tuple.
+
+        Args:
+            stage: Its name, which salts the keys.
+            program: What `sharded` makes.
+            functions: Its first argument: the model, and whatever else is the same for all rows.
+            rows: Of the data.
+            images: One for each of the rows, in place of the data's.
+        """
 
         def compute(part: np.ndarray) -> dict[str, np.ndarray]:
             x, keys, padded = self._padded(part)
+            if images is not None:
+                x = jnp.asarray(np.asarray(images)[np.searchsorted(rows, padded)], x.dtype)
             y = jnp.asarray(np.asarray(self.y[padded]))
-            out = program(self.logits_fn, x, y, salted(keys, "gradients"))
+            out = program(functions, x, y, salted(keys, stage))
             return {k: np.asarray(v)[: len(part)] for k, v in out._asdict().items()}
 
-        return self._stage("gradients", np.arange(min(self.size, len(self.y))), compute)
+        return self._stage(stage, rows, compute)
 
     def attack(
         self, name: str, attack: Attack, rows: np.ndarray, program: Any, keep: int

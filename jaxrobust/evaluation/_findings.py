@@ -10,7 +10,8 @@ CHANCE = 0.002
 """Share of examples that a random search may break after others by chance (AutoAttack's)."""
 
 
-def _first(rows: np.ndarray) -> list[int]:
+def first(rows: np.ndarray) -> list[int]:
+    """The first ten rows that are meant, as a finding names them."""
     return [int(row) for row in np.flatnonzero(rows)[:10]]
 
 
@@ -20,7 +21,7 @@ def probabilities(alike: np.ndarray) -> list[Finding]:
         return []
     return [
         Finding(
-            "probabilities", 1.0, 1.0, _first(alike),
+            "probabilities", 1.0, 1.0, first(alike),
             "Every output row is non-negative and sums to one, so the model seems to return "
             "probabilities instead of logits: losses apply a second softmax, gradients shrink, "
             "and attacks look weaker than they are.",
@@ -36,7 +37,7 @@ def not_finite(prediction: np.ndarray) -> list[Finding]:
         return []
     return [
         Finding(
-            "logits not finite", float(bad.sum()), 0.0, _first(bad),
+            "logits not finite", float(bad.sum()), 0.0, first(bad),
             "The model returns NaN or +inf logits on clean images; those rows count as wrong.",
             "Look for divisions by zero and overflow in the model.",
         )
@@ -49,7 +50,7 @@ def random_predictions(changed: np.ndarray) -> list[Finding]:
         return []
     return [
         Finding(
-            "random predictions", float(changed.mean()), 0.0, _first(changed),
+            "random predictions", float(changed.mean()), 0.0, first(changed),
             "The model draws at random, and this share of clean images changes class from one draw "
             "to the next. An attack that follows single draws looks weaker than it is, and a "
             "single vote calls right and broken what is chance.",
@@ -65,7 +66,7 @@ def broken_logits(name: str, rows: np.ndarray) -> list[Finding]:
         return []
     return [
         Finding(
-            f"logits not finite: {name}", float(rows.sum()), 0.0, _first(rows),
+            f"logits not finite: {name}", float(rows.sum()), 0.0, first(rows),
             f"Under {name} the model returned NaN or +inf logits for these images, which it "
             "classified correctly before. They count as broken: a classifier that returns no class "
             "is not right. Whether one would fail so in use is another question.",
@@ -87,14 +88,14 @@ def no_gradients(error: Exception, num: int) -> list[Finding]:
     ]  # fmt: skip
 
 
-def zero_gradients(zero: np.ndarray) -> list[Finding]:
-    """The cross-entropy has no gradient on clean images."""
-    if not zero.any():
+def zero_gradients(zero: np.ndarray, threshold: float = 0.0) -> list[Finding]:
+    """The cross-entropy has no gradient on more clean images than that share."""
+    if not zero.mean() > threshold:
         return []
     return [
         Finding(
-            "zero gradients", float(zero.mean()), 0.0, _first(zero),
-            "On this share of the first batch's clean images the gradient of the cross-entropy is "
+            "zero gradients", float(zero.mean()), threshold, first(zero),
+            "On this share of the clean images looked at the gradient of the cross-entropy is "
             "exactly zero. Attacks that follow it do not move there: that these examples stand "
             "says nothing about robustness.",
             "Attack with losses.margin or losses.dlr, divide the logits by a constant if they are "
@@ -110,8 +111,8 @@ def broken_gradients(broken: np.ndarray) -> list[Finding]:
         return []
     return [
         Finding(
-            "gradients not finite", float(broken.mean()), 0.0, _first(broken),
-            "On this share of the first batch's clean images the gradient of the cross-entropy is "
+            "gradients not finite", float(broken.mean()), 0.0, first(broken),
+            "On this share of the clean images looked at the gradient of the cross-entropy is "
             "NaN or infinite. Attacks that follow it fail or do not move there: that these "
             "examples stand says nothing about robustness.",
             "Mend the model's gradient (norms and roots at zero, logarithms, divisions), or use an "
@@ -126,7 +127,7 @@ def masking(name: str, newly: np.ndarray) -> list[Finding]:
         return []
     return [
         Finding(
-            f"gradient masking suspected: {name}", float(newly.mean()), CHANCE, _first(newly),
+            f"gradient masking suspected: {name}", float(newly.mean()), CHANCE, first(newly),
             f"{name} uses no gradients of this model, and broke this share of the examples after "
             "attacks with gradients had left them standing. Either those attacks are weak, or the "
             "model hides its gradients from them, and its true accuracy is lower still.",
@@ -142,7 +143,7 @@ def outside(name: str, rows: np.ndarray) -> list[Finding]:
         return []
     return [
         Finding(
-            f"outside the ball: {name}", float(rows.sum()), 0.0, _first(rows),
+            f"outside the ball: {name}", float(rows.sum()), 0.0, first(rows),
             f"{name} returned images outside the ball or the box. They were projected before they "
             "were judged, so no accuracy rests on an illegal image.",
             "Mend the attack's projection, or wrap it in attacks.against if it minimises distance.",
@@ -159,7 +160,7 @@ def failed(name: str, rows: np.ndarray) -> list[Finding]:
             f"attack failed: {name}",
             float(rows.sum()),
             0.0,
-            _first(rows),
+            first(rows),
             f"{name} returned NaN or infinite images, most likely because the gradient of the loss "
             "is not finite there. These examples were in effect not attacked: that they count as "
             "right says nothing about robustness.",
@@ -173,7 +174,7 @@ def not_measured(threat: str, broken: np.ndarray) -> list[Finding]:
     """The threat is one that images do not show, so the attacks' budget was not re-checked."""
     return [
         Finding(
-            "budget not re-checked", float(broken.sum()), 0.0, _first(broken),
+            "budget not re-checked", float(broken.sum()), 0.0, first(broken),
             f"An image does not show what made it, so whether the attacks kept to {threat} was not "
             "re-checked: only that their images are finite, in the box, and misread. That these "
             "examples count as broken within it rests on the attacks' word. At which distances "
@@ -189,7 +190,7 @@ def no_budget(name: str, newly: np.ndarray) -> list[Finding]:
         return []
     return [
         Finding(
-            f"no budget kept: {name}", float(newly.sum()), 0.0, _first(newly),
+            f"no budget kept: {name}", float(newly.sum()), 0.0, first(newly),
             f"{name} seeks a small change but keeps to no radius, and its images cannot be brought "
             "into this threat. The examples it broke count as broken at whatever distance they "
             "were; no certificate is doubted for them.",
@@ -208,7 +209,7 @@ def smoothed_contradiction(
     return [
         Finding(
             f"smoothed certificate and broken: {name}", float(both.sum()), alpha * len(both),
-            _first(both),
+            first(both),
             f"{name} certifies, with high probability, examples that an attack broke. This can be "
             f"chance, and is no proof of a mistake: each certificate may fail with probability "
             f"{alpha:g}, so up to {alpha * len(both):.3g} of {len(both)} are expected to; and the "
@@ -227,7 +228,7 @@ def contradiction(name: str, certified: np.ndarray, broken: np.ndarray) -> list[
         return []
     return [
         Finding(
-            f"certified and broken: {name}", float(both.sum()), 0.0, _first(both),
+            f"certified and broken: {name}", float(both.sum()), 0.0, first(both),
             f"{name} certifies examples that an attack broke, or that the model gets wrong without "
             "any attack. One of the two is wrong: the certificate is unsound, or it speaks of "
             "another network than the one evaluated.",

@@ -266,7 +266,8 @@ def _scores(program: Any, detectors: Any, logits_fn: LogitsFn, x: Any, keys: Any
 def _slopes(bench: Bench, devices: tuple[Any, ...]) -> list[Finding]:
     """What is to be said of the model's gradients."""
     try:
-        slopes = bench.slopes(gradient_program(devices))
+        rows = np.arange(min(bench.size, len(bench.y)))  # the first batch
+        slopes = bench.measure("gradients", gradient_program(devices), bench.logits_fn, rows)
     except (ValueError, TypeError, NotImplementedError) as error:
         return findings.no_gradients(error, bench.size)
     zero, broken = slopes["zero"], slopes["not_finite"]

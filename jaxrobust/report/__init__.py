@@ -10,7 +10,7 @@ matplotlib, jinja2 and rich are imported when something is drawn, not before.
 from jaxrobust.report._certified import Certified, certified_figure, print_certified
 from jaxrobust.report._document import Curve, Document, Entry, load
 from jaxrobust.report._page import render, save
-from jaxrobust.report._terminal import print_tables
+from jaxrobust.report._terminal import print_findings, print_tables
 
 __all__ = [
     "Certified",
@@ -20,6 +20,7 @@ __all__ = [
     "certified_figure",
     "load",
     "print_certified",
+    "print_findings",
     "print_tables",
     "render",
     "save",

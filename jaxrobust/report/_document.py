@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import files
+from jaxrobust.diagnosis import Findings
 from jaxrobust.evaluation import Report
 
 FORMAT = 1
@@ -65,6 +66,7 @@ class Entry:
         reports: Evaluations by label of the threat, such as "linf 0.1".
         curves: Accuracy against eps, by norm.
         history: Metrics of its training, as `jaxrobust.train.fit` returns them; may be empty.
+        diagnoses: What `jaxrobust.diagnose` found, by label of the threat.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Entry:
     reports: dict[str, Report]
     curves: dict[str, Curve]
     history: list[dict[str, Any]]
+    diagnoses: dict[str, Findings] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,16 +97,23 @@ class Document:
 
 
 def as_document(found: Any) -> Document:
-    """A document; made of one report, or of reports by name of the classifier, where it is none."""
+    """A document; made of one report or diagnosis, or of several by name of the classifier."""
     if isinstance(found, Document):
         return found
-    reports = {"classifier": found} if isinstance(found, Report) else found
-    if not isinstance(reports, Mapping) or not all(isinstance(r, Report) for r in reports.values()):
+    kinds = (Report, Findings)
+    several = {"classifier": found} if isinstance(found, kinds) else found
+    if not isinstance(several, Mapping) or not all(isinstance(r, kinds) for r in several.values()):
         raise ValueError(
-            "found must be a Document, a Report, or a dictionary of Reports by name; got "
+            "found must be a Document, a Report, Findings, or a dictionary of these by name; got "
             f"{type(found).__name__}"
         )
-    entries = [Entry(name, "", {f"{r.norm} {r.eps:g}": r}, {}, []) for name, r in reports.items()]
+    entries = []
+    for name, one in several.items():
+        threat = f"{one.norm} {one.eps:g}"
+        if isinstance(one, Findings):
+            entries.append(Entry(name, "", {}, {}, [], {threat: one}))
+        else:
+            entries.append(Entry(name, "", {threat: one}, {}, []))
     return Document("How robust is it?", "", entries, [], "")
 
 
@@ -146,6 +156,11 @@ def write(document: Document, folder: str | Path) -> None:
                 "history": entry.history,
             }
         )
+        if entry.diagnoses:
+            entries[-1]["diagnoses"] = [
+                {"threat": threat, "summary": found.summary()}
+                for threat, found in entry.diagnoses.items()
+            ]
     packed = io.BytesIO()
     np.savez_compressed(packed, **dict(sorted(arrays.items())))  # pyright: ignore[reportArgumentType]
     content = {
@@ -224,7 +239,12 @@ def _entry(content: dict[str, Any], prefix: str, arrays: dict[str, np.ndarray]) 
         )
         for curve in content["curves"]
     }
-    return Entry(content["name"], content["description"], reports, curves, content["history"])
+    diagnoses = {
+        one["threat"]: Findings.restored(one["summary"]) for one in content.get("diagnoses", [])
+    }
+    return Entry(
+        content["name"], content["description"], reports, curves, content["history"], diagnoses
+    )
 
 
 def _read(folder: Path, name: str) -> bytes:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from jaxrobust.diagnosis import Findings
 from jaxrobust.evaluation import Report
 from jaxrobust.files import write_whole
 from jaxrobust.report._detected import HEADINGS, detection_figure, detections
@@ -20,12 +21,12 @@ PAGE_NAME = "index.html"
 FIGURES_NAME = "figures"
 
 
-def save(found: Document | Report | Mapping[str, Report], folder: str | Path) -> Path:
+def save(found: Document | Report | Findings | Mapping[str, Any], folder: str | Path) -> Path:
     """Write a report: `report.json`, `examples.npz`, `figures/` and `index.html`.
 
     Args:
-        found: What to write: a document, what `evaluate` returned, or several of those by name of
-            the classifier.
+        found: What to write: a document, what `evaluate` or `diagnose` returned, or several of
+            those by name of the classifier.
         folder: Where; made if it does not exist. A report that is already there is replaced.
 
     Returns:
@@ -101,6 +102,11 @@ def _context(document: Document, files: dict[str, bytes]) -> dict[str, Any]:
         "smoothed": _smoothed(document, files),
         "detected": _detected(document, files),
         "detected_headings": HEADINGS,
+        "diagnosed": [
+            {"column": i, "threat": threat, "findings": found}
+            for i, entry in enumerate(document.entries)
+            for threat, found in entry.diagnoses.items()
+        ],
         "galleries": _galleries(document, files),
         "flows": any(not r.measured for entry in document.entries for r in entry.reports.values()),
         "trainings": _trainings(document, files),

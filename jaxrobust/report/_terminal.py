@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxrobust.diagnosis import Findings
 from jaxrobust.report._detected import Printer, print_detections
 from jaxrobust.report._document import Document
 from jaxrobust.report._tables import CERTIFIED, SMOOTHED, doubts, main_tables
@@ -20,7 +21,8 @@ def print_tables(document: Document, console: Printer | None = None) -> None:
 
     console = console or Console()
     entries = document.entries
-    for table in main_tables(document):
+    tables = main_tables(document)
+    for table in tables:
         shown = Table(
             title=Text(f"Accuracy, {table.threat}", style="bold"),
             title_justify="left",
@@ -52,9 +54,10 @@ def print_tables(document: Document, console: Printer | None = None) -> None:
     words = "Intervals: 95 % Clopper-Pearson. Attacks: upper bounds."
     if any(r.smoothed_accuracy for entry in entries for r in entry.reports.values()):
         words += " Smoothed: certified with probability 1 - alpha an image, for the majority vote."
-    console.print(Text(words, style="dim"))
+    if tables:
+        console.print(Text(words, style="dim"))
     found = doubts(document)
-    if not found:
+    if not found and tables:
         console.print(Text("Findings: none"))
     for doubt in found:
         finding = doubt.finding
@@ -65,4 +68,42 @@ def print_tables(document: Document, console: Printer | None = None) -> None:
             style="not bold",
         )
         console.print(head)
+        console.print(Text(f"{finding.meaning} {finding.cure}"))
+    for entry in entries:
+        for threat, diagnosis in entry.diagnoses.items():
+            print_findings(diagnosis, f"{entry.name}, {threat}", console)
+
+
+def print_findings(found: Findings, title: str = "", console: Printer | None = None) -> None:
+    """Print what a diagnosis measured, and what it found in words.
+
+    Args:
+        found: What `diagnose` returned.
+        title: What to call the model.
+        console: Where, a `rich.console.Console`; the standard output where None.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or Console()
+    title = title or f"{found.norm} {found.eps:g}, {found.num_examples} images"
+    shown = Table(
+        title=Text(f"Does it hide its gradients? {title}", style="bold"),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    for heading in ("", "measured", "threshold", ""):
+        shown.add_column(heading)
+    for name, _, value, threshold, verdict in found.rows():
+        style = {"warning": "bold", "note": ""}.get(verdict, "dim")
+        cells = (name, f"{value:.3g}", f"{threshold:.3g}", verdict)
+        shown.add_row(*(Text(cell, style=style) for cell in cells))
+    console.print(shown)
+    if not found.found:
+        console.print(Text("Findings: none. That is no proof."))
+    for finding in found.found:
+        console.print(Text(f"\n{finding.severity.capitalize()}: {finding.name}", style="bold"))
         console.print(Text(f"{finding.meaning} {finding.cure}"))

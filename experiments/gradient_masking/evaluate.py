@@ -1,0 +1,89 @@
+"""The measurements, each kept in a JSON file of its own; see `experiments.records`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import jaxrobust as jr
+from experiments import records
+from experiments.gradient_masking import config, train, zoo
+from experiments.gradient_masking.config import Sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where numbers are kept, and what is looked at.
+
+    Attributes:
+        results: Recorded numbers and pages.
+        preset: Name of the preset.
+    """
+
+    results: Path
+    preset: str
+
+    @property
+    def folder(self) -> Path:
+        """Of this preset's numbers."""
+        return self.results / self.preset
+
+    @property
+    def sizes(self) -> Sizes:
+        """How much is trained and measured."""
+        return config.PRESETS[self.preset]
+
+    @functools.cached_property
+    def data(self) -> train.Data:
+        """Training and test images."""
+        return train.load(self.sizes)
+
+
+def record(place: Place, only: tuple[str, ...] = ()) -> None:
+    """Train, diagnose and attack every network, once a seed."""
+    for name in zoo.MASKED | zoo.CONTROLS:
+        for seed in place.sizes.seeds:
+            title = f"{name} {seed}"
+            if only and not any(part in title for part in only):
+                continue
+            about = {"name": title, "sizes": place.sizes, "seed": seed}
+            command = f"python -m experiments.gradient_masking --preset {place.preset}"
+            path = place.folder / f"{title.replace(', ', '-').replace(' ', '-')}.json"
+            records.keep(path, about, functools.partial(measure, place, name, seed), command)
+
+
+def measure(place: Place, name: str, seed: int) -> dict[str, Any]:
+    """What a network seems to withstand, what its diagnosis is, and what its cure leaves."""
+    sizes, data = place.sizes, place.data
+    train_key, key = jax.random.split(jax.random.key(seed))
+    defence = (zoo.MASKED | zoo.CONTROLS)[name](sizes, data, train_key)
+    found = jr.diagnose(
+        defence.logits_fn, data.x_test, data.y_test, key=key, ball=jr.Ball("linf", sizes.eps),
+        detectors=defence.detectors, batch_size=min(128, len(data.y_test)),
+    )  # fmt: skip
+    pgd = zoo.climb(sizes.attack_steps, 1, loss=jr.losses.cross_entropy)
+    return {
+        "row": defence.row,
+        "symptoms": defence.symptoms,
+        "cure": defence.cure,
+        "findings": found.summary(),
+        "seems": zoo.accuracy(defence, pgd, sizes, data, key),
+        "is": zoo.accuracy(defence, defence.attack, sizes, data, key),
+    }
+
+
+def page(place: Place) -> None:
+    """The report of the first seed's diagnoses, masked and honest."""
+    found = {
+        content["name"].rpartition(" ")[0]: jr.diagnosis.Findings.restored(
+            content["found"]["findings"]
+        )
+        for content in records.read(place.folder).values()
+        if content["seed"] == place.sizes.seeds[0]
+    }
+    if found:
+        jr.report.save(found, place.folder / "page")

@@ -1,0 +1,260 @@
+"""`diagnose`: run the probes, compare what they found, and say so in words."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import checks
+from jaxrobust.attacks import transfer
+from jaxrobust.diagnosis._findings import Findings
+from jaxrobust.diagnosis._probes import look_program, probes
+from jaxrobust.diagnosis._symptoms import AT_LEAST, SYMPTOMS
+from jaxrobust.evaluation import _findings as doubts
+from jaxrobust.evaluation._arguments import check
+from jaxrobust.evaluation._bench import Bench
+from jaxrobust.evaluation._detection import check_detectors, score_program
+from jaxrobust.evaluation._judge import attack_program, clean_program
+from jaxrobust.evaluation._store import Store
+from jaxrobust.threat import Ball, check_ball
+from jaxrobust.types import Attack, Finding, Images, Labels, LogitsFn, Randomized, as_partial
+
+VOTES = 10
+"""Draws of a random model whose majority is its class."""
+
+SHORT = 0.01
+"""A gradient that moves the margin by less than this share of it across the whole box is none.
+
+In a ReLU network without biases the gradient times the image is the margin itself, a share of 1.
+"""
+
+RADII = (0.5, 1.0, 2.0)
+"""Radii at which success is compared, in units of eps."""
+
+
+def diagnose(
+    logits_fn: LogitsFn,
+    x: Images,
+    y: Labels,
+    *,
+    key: Any,
+    ball: Ball,
+    sources: Mapping[str, LogitsFn] | None = None,
+    detectors: Mapping[str, Callable[[Any], Any]] | None = None,
+    num_steps: int = 20,
+    num_queries: int = 300,
+    batch_size: int = 128,
+    progress: bool = False,
+) -> Findings:
+    """Tell whether a model withstands attacks, or only hides its gradients from them.
+
+    Looks for the five symptoms of masked gradients (Athalye et al.): one-step attacks beat
+    iterative ones, attacks without gradients beat those with them, unbounded attacks fail, random
+    search finds more, success does not grow with the radius. And at the gradients themselves:
+    missing, vanishing, not finite, random, contradicted by finite differences; saturated logits;
+    probabilities in place of logits; a loss that does not rise; another loss, an average over draws
+    or another model's gradient that finds more.
+
+    A finding is a measured doubt, and no finding is no proof. Every attack is short: this is no
+    evaluation, whose numbers `evaluate` makes. A model that cannot be differentiated, or returns
+    NaN, is a finding and no error.
+
+    Each probe is one compiled program, traced once and run batch by batch over the images; only
+    images that are classified rightly are attacked, and attacks without gradients meet those that
+    the others left standing. Memory: that of a gradient of one batch, and the sign of each pixel.
+
+    Args:
+        logits_fn: `(batch, *dims) -> (batch, classes)`, or `Randomized`; as a
+            `jax.tree_util.Partial` its weights stay out of the compiled programs.
+        x: `(n, *dims)` images inside `ball.box`; some hundred are enough.
+        y: `(n,)` labels.
+        key: Typed key.
+        ball: The threat that the model is claimed to withstand.
+        sources: Other models, by name, whose adversarial images are tried on this one.
+        detectors: By name, `detector(outputs) -> (batch,)`; negative rejects. An attacked image
+            that one of them rejects does not count as broken.
+        num_steps: Gradient steps of each attack.
+        num_queries: Queries an image of the random search, and of Square (in l1, of PGD with
+            estimated gradients).
+        batch_size: Rows at once on each device.
+        progress: Show progress bars.
+
+    Returns:
+        What was found, and everything that was measured.
+
+    Raises:
+        ValueError: For arguments that cannot be meant.
+
+    References:
+        Athalye et al. 2018, sec. 3 and 4 (paper 001, gradient masking); Carlini et al. 2019 (the
+        evaluation checklist), Croce and Hein 2022; methods.md L.
+
+    >>> rounded = lambda x: jnp.stack([x.sum(-1), 4 - x.sum(-1)], -1).round()
+    >>> found = diagnose(rounded, np.full((8, 4), 0.6, np.float32), np.zeros(8, int),
+    ...                  key=jax.random.key(0), ball=Ball("linf", 0.3), batch_size=8)
+    >>> "zero gradients" in found.names
+    True
+    """
+    random = isinstance(logits_fn, Randomized)
+    votes = VOTES if random else 1
+    check_ball(ball, len(x) if hasattr(x, "shape") else None)
+    checks.check_count(num_steps, "num_steps")
+    checks.check_count(num_queries, "num_queries")
+    attack = probes(int(num_steps), int(num_queries), ball.norm, random)
+    check(logits_fn, x, y, {"probe": attack.one_step}, {}, ball, key, batch_size, votes)
+    logits_fn, devices = as_partial(logits_fn), tuple(jax.local_devices())
+    watched = check_detectors({} if detectors is None else detectors, logits_fn, x)
+    scores = None
+    if watched:
+        score = score_program(votes, devices)
+        scores = functools.partial(lambda model, x, keys: score((watched, model), x, keys))
+    bench = Bench(
+        logits_fn, x, y, ball, key, batch_size * len(devices), Store(None, {}), progress, scores
+    )
+    n = len(y)
+    clean = bench.predict(clean_program(votes, devices))
+    right = clean["prediction"] == np.asarray(y)
+    found = doubts.probabilities(clean["like_probabilities"])
+    found += doubts.not_finite(clean["prediction"])
+    tell = _Tell(n)
+    accuracy: dict[str, float] = {}
+
+    def broken(name: str, one: Attack, rows: np.ndarray, within: Ball = ball) -> Any:
+        """Which images an attack breaks, and where it ends."""
+        bench.ball = within
+        judged = bench.attack(name, one, np.flatnonzero(rows), attack_program(votes, devices), n)
+        accepted = np.all([judged[f"score {k}"] >= 0 for k in watched], axis=0) if watched else True
+        hit = np.zeros(n, bool)
+        hit[rows] = judged["success"] & accepted
+        accuracy[name] = float((right & ~hit).mean())
+        return hit, judged
+
+    some = np.flatnonzero(right)
+    iterative, white = np.zeros(n, bool), np.zeros(n, bool)
+    try:
+        width = jnp.asarray(ball.box.high - ball.box.low)
+        look = functools.partial(bench.measure, program=look_program(devices))
+        seen = look("look", functions=(logits_fn, width), rows=np.arange(n))
+        again = look("look again", functions=(logits_fn, width), rows=np.arange(n))
+        found += tell.gradients(seen, again, right)
+
+        iterative, judged = broken("many steps", attack.iterative, right)
+        found += doubts.failed("many steps", _spread(n, some, judged["not_finite"]))
+        if len(some):
+            after = look(
+                "look after", functions=(logits_fn, width), rows=some, images=judged["image"]
+            )
+            risen = _spread(n, some, after["margin"] > seen["margin"][some])
+            tell.say("loss does not rise", right & ~iterative & ~risen)
+        one_step, _ = broken("one step", attack.one_step, right)
+        tell.compare("one step beats many", one_step, iterative)
+        success = [
+            iterative if share == 1 else
+            broken(f"many steps, {share:g} eps", attack.iterative, right, _scaled(ball, share))[0]
+            for share in RADII
+        ]  # fmt: skip
+        everywhere = broken("many steps, any change", attack.iterative, right, _everything(ball, x))
+        success.append(everywhere[0])
+        tell.say("unbounded attack fails", right & ~everywhere[0])
+        fall = max(itertools.pairwise(success), key=lambda pair: _net(*pair))
+        tell.compare("larger radius, less success", *fall)
+
+        other, _ = broken("many steps, margin", attack.other, right)
+        tell.say(
+            "averaging finds more" if random else "another loss finds more", other & ~iterative
+        )
+        white = iterative | one_step | other
+    except (ValueError, TypeError, NotImplementedError) as error:
+        found += doubts.no_gradients(error, n)
+    standing = right & ~white
+    tell.say("random search finds more", broken("random search", attack.random, standing)[0])
+    tell.say("black box finds more", broken("black box", attack.black_box, standing)[0])
+    for name, source in (sources or {}).items():
+        guided = transfer(as_partial(source), attack.iterative)
+        hit, _ = broken(f"transfer: {name}", guided, standing)
+        tell.say(f"transfer finds more: {name}", hit)
+
+    found = sorted(found + tell.found, key=lambda one: one.severity, reverse=True)
+    return Findings(
+        ball.norm, float(np.max(np.asarray(ball.eps))), n, float(right.mean()), accuracy,
+        tell.measured, found,
+    )  # fmt: skip
+
+
+class _Tell:
+    """Collects what is measured, and words what is above its threshold."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.measured, self.found = n, {}, []
+
+    def say(self, name: str, rows: np.ndarray, value: float | None = None) -> None:
+        """A share of images, or a value that rests on some."""
+        symptom = SYMPTOMS[name.partition(":")[0]]
+        value = float(rows.mean()) if value is None else float(value)
+        threshold = symptom.threshold
+        if symptom.compares:
+            threshold = max(threshold, (AT_LEAST - 0.5) / self.n)
+        self.measured[name] = value
+        if value > threshold:
+            self.found.append(
+                Finding(
+                    name, value, threshold, doubts.first(rows), symptom.meaning, symptom.cure,
+                    symptom.severity,
+                )
+            )  # fmt: skip
+
+    def compare(self, name: str, weaker: np.ndarray, stronger: np.ndarray) -> None:
+        """By how much the attack that should do less does more."""
+        self.say(name, weaker & ~stronger, _net(weaker, stronger))
+
+    def gradients(
+        self, seen: dict[str, np.ndarray], again: dict[str, np.ndarray], right: np.ndarray
+    ) -> list[Finding]:
+        """What the model shows at the clean images, of two looks with keys of their own."""
+        zero, broken = seen["zero"], seen["not_finite"]
+        self.measured["zero gradients"] = float(zero.mean())
+        self.measured["gradients not finite"] = float(broken.mean())
+        tiny = float(np.finfo(seen["margin"].dtype).tiny)
+        self.say("saturated logits", right & (np.abs(seen["margin"]) > -math.log(tiny)))
+        self.say("vanishing gradients", right & (seen["slope"] < SHORT))
+        apart = np.nan_to_num(seen["mismatch"], nan=0.0)
+        limit = SYMPTOMS["shattered gradients"].threshold
+        self.say("shattered gradients", apart > limit, float(np.median(apart)))
+        either = (seen["signs"] != 0) | (again["signs"] != 0)
+        differ = ((seen["signs"] != again["signs"]) & either).sum(1) / np.maximum(either.sum(1), 1)
+        self.say("stochastic gradients", differ > 0, float(differ.mean()))
+        limit = SYMPTOMS["zero gradients"].threshold
+        return doubts.zero_gradients(zero, limit) + doubts.broken_gradients(broken)
+
+
+def _net(weaker: np.ndarray, stronger: np.ndarray) -> float:
+    return float(weaker.mean() - stronger.mean())
+
+
+def _spread(n: int, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    column = np.zeros(n, bool)
+    column[rows] = values
+    return column
+
+
+def _scaled(ball: Ball, share: float) -> Ball:
+    """A ball of another radius; in linf not beyond the box."""
+    eps = share * np.asarray(ball.eps)
+    if ball.norm == "linf":
+        eps = np.minimum(eps, ball.box.high - ball.box.low)
+    return dataclasses.replace(ball, eps=eps)
+
+
+def _everything(ball: Ball, x: Any) -> Ball:
+    """A ball that holds the whole box."""
+    width, dims = ball.box.high - ball.box.low, math.prod(x.shape[1:])
+    eps = {"linf": width, "l2": width * math.sqrt(dims), "l1": width * dims}[ball.norm]
+    return dataclasses.replace(ball, eps=eps)

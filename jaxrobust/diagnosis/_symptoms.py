@@ -1,0 +1,158 @@
+"""The symptoms of masked gradients: thresholds, and what each says to who never read the papers.
+
+Every measured value is a share of all images, unless its symptom says otherwise, and is flagged
+above its threshold. How the values of masked and of honest networks are distributed, and so why
+the thresholds are where they are, is recorded in `experiments/gradient_masking`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+AT_LEAST = 3
+"""Fewest images that what attacks found is believed for: one or two are chance."""
+
+
+class Symptom(NamedTuple):
+    """What a probe may find.
+
+    Attributes:
+        threshold: Largest value that raises no doubt.
+        what: What is measured, in a few words.
+        meaning: What it says of the numbers.
+        cure: What to try.
+        severity: See `Finding`.
+        compares: Whether it rests on what attacks happened to find, so that `AT_LEAST` holds.
+    """
+
+    threshold: float
+    what: str
+    meaning: str
+    cure: str
+    severity: Literal["note", "warning"] = "warning"
+    compares: bool = False
+
+
+SYMPTOMS = {
+    "zero gradients": Symptom(
+        0.01, "clean images where the loss has no gradient at all", "", ""
+    ),  # worded by `evaluation`
+    "gradients not finite": Symptom(
+        0.0, "clean images where the loss's gradient is NaN or infinite", "", ""
+    ),
+    "saturated logits": Symptom(
+        0.05,
+        "images classified with a margin at which float32 rounds all other probabilities to 0",
+        "The logits of these images are so far apart that every other class's probability rounds "
+        "to zero, and with it the gradient of the cross-entropy. An attack that climbs the "
+        "cross-entropy stands still there, whatever the model would do a little further on.",
+        "Attack with losses.margin or losses.dlr, or the rescaled model "
+        "(transforms.rescaled_logits).",
+    ),
+    "vanishing gradients": Symptom(
+        0.1,
+        "images whose gradient is too short to change the class anywhere in the box",
+        "At these images the model's own gradient says that no change of the pixels, however "
+        "large, moves its decision. Such a gradient has been worn down on its way (by a long chain "
+        "of iterations or by saturated units) and does not describe the model.",
+        "Leave the chain out of the gradient: gradients.bpda around it, or attack the code in "
+        "front of it (attacks.reparametrize).",
+    ),
+    "shattered gradients": Symptom(
+        0.5,
+        "disagreement of gradients with small measured changes, 0 to 1, of the median image",
+        "When the image changes by a few grey levels, the model's output changes otherwise than "
+        "its gradient says. The gradient is missing or wrong, because part of the model rounds, "
+        "jumps or sorts; attacks that follow it are led astray.",
+        "Put gradients.bpda in place of that part, average the gradient over a neighbourhood "
+        "(gradients.smoothed), or attack with values alone (attacks.square, gradients.nes).",
+    ),
+    "stochastic gradients": Symptom(
+        0.02,
+        "pixels for which two calls disagree whether to make them brighter or darker",
+        "The model is random: asked twice how to change an image, it gives two answers. An attack "
+        "that follows single answers looks weaker than it is. That is no fault of the model, but "
+        "only attacks that average over its randomness say anything about it.",
+        "Average over draws: gradient=gradients.eot(n), and evaluate(..., votes=n).",
+        "note",
+    ),
+    "loss does not rise": Symptom(
+        0.1,
+        "images that withstood an attack which did not raise their loss at all",
+        "The attack went many steps along the gradient, and at the end the model was no less sure "
+        "than before. It was not attacked in effect: that it is still right says nothing.",
+        "Find out why: look at the gradient's findings, try shorter steps and another loss.",
+    ),
+    "one step beats many": Symptom(
+        0.02,
+        "images broken by one long step, less those broken by many short ones",
+        "Many small steps can do all that one large step does, and should do more. Where they do "
+        "less, the gradient changes from step to step so wildly that following it is of no use.",
+        "Average the gradient over a neighbourhood (gradients.smoothed), or take steps without "
+        "gradients (attacks.square).",
+        compares=True,
+    ),
+    "unbounded attack fails": Symptom(
+        0.02,
+        "images that stay right under an attack which may change them into anything",
+        "An attack that may turn a picture into any other picture must always succeed. Here it "
+        "does not, so it is the attack that fails, and its failure at the small radius says "
+        "nothing.",
+        "Mend the attack before any number is read: see the gradient's findings.",
+        compares=True,
+    ),
+    "larger radius, less success": Symptom(
+        0.02,
+        "share of images lost by attacks when they are given more room",
+        "Whoever may change a picture more can do all that was possible before. An attack that "
+        "breaks fewer images at a larger radius did not find what is there.",
+        "More steps, other step sizes, restarts; then see the gradient's findings.",
+        compares=True,
+    ),
+    "another loss finds more": Symptom(
+        0.1,
+        "images broken by climbing the margin that climbing the cross-entropy left standing",
+        "The same attack on another measure of success breaks many more images, so the usual one "
+        "is flat or misleading here, and accuracies under it alone are too high.",
+        "Attack with losses.margin or losses.dlr, or the rescaled model "
+        "(transforms.rescaled_logits); AutoAttack tries several.",
+        "note",
+        compares=True,
+    ),
+    "averaging finds more": Symptom(
+        0.1,
+        "images broken by averaged gradients that single draws left standing",
+        "Averaged over its randomness the model is broken much more often than by single draws: "
+        "its randomness hides its gradient rather than making it robust.",
+        "Average over more draws: gradient=gradients.eot(n), and evaluate(..., votes=n).",
+        compares=True,
+    ),
+    "random search finds more": Symptom(
+        0.01,
+        "images broken by random changes that attacks with gradients left standing",
+        "Blind guessing breaks images that directed attacks could not. There are adversarial "
+        "images all around, and the gradient does not show them.",
+        "See the gradient's findings; attack with values alone (attacks.square).",
+        compares=True,
+    ),
+    "black box finds more": Symptom(
+        0.05,
+        "images broken without gradients that attacks with gradients left standing",
+        "An attack that sees nothing but the model's outputs breaks images that attacks which see "
+        "all of it could not. The gradient is hidden, not absent: the true accuracy is lower "
+        "still.",
+        "gradients.bpda around what has no derivative, gradients.eot for what is random, another "
+        "loss; at least evaluate with attacks.autoattack_members().",
+        compares=True,
+    ),
+    "transfer finds more": Symptom(
+        0.05,
+        "images broken by attacks on another model that attacks on this one left standing",
+        "Images made to fool another model fool this one, too, though attacks on itself did not "
+        "find them: the weakness is shared, and its own gradient does not show it.",
+        "Attack with the other model's gradient in place of its own, and see the gradient's "
+        "findings.",
+        compares=True,
+    ),
+}
+"""By name, in the order in which they are told; transfers have their source's name behind it."""

@@ -1,0 +1,238 @@
+"""`diagnose`: each symptom on a model that has it by construction, and on none that has not."""
+
+import functools
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+import jaxrobust as jr
+from jaxrobust.diagnosis import SYMPTOMS, Findings
+from jaxrobust.diagnosis._probes import random_draws
+from jaxrobust.diagnosis._run import _everything, _scaled, _Tell
+
+PIXELS, CLASSES, ROWS = 6, 3, 40
+KEY = jax.random.key(0)
+BALL = jr.Ball("linf", 0.25)
+W = jnp.asarray(np.random.default_rng(0).normal(size=(PIXELS, CLASSES)), jnp.float32)
+X = np.random.default_rng(1).uniform(size=(ROWS, PIXELS)).astype(np.float32)
+TRACES = []
+
+
+@jax.custom_vjp
+def reversed_gradient(x):
+    return x
+
+
+reversed_gradient.defvjp(lambda x: (x, None), lambda _, g: (-g,))
+
+BRANCHES = {
+    "honest": lambda x: x @ W,
+    "constant": lambda x: jnp.broadcast_to(jnp.arange(CLASSES) == 0, (len(x), CLASSES)) + 0.0,
+    "rounded": lambda x: jnp.round(8 * x) @ W,
+    "probabilities": lambda x: jax.nn.softmax(x @ W),
+    "large": lambda x: 1e4 * (x @ W),
+    "nan gradient": lambda x: x @ W + jnp.sqrt(0 * x[:, :1]),
+    "nan": lambda x: x @ W * jnp.nan,
+    "worn down": lambda x: jnp.round(8 * x) @ W + 1e-4 * x @ W,
+    "reversed": lambda x: reversed_gradient(x) @ W,
+}
+"""One compiled program serves them all, since the branch is data."""
+
+
+def switched(branch, x):
+    TRACES.append(x.shape)
+    return jax.lax.switch(branch, list(BRANCHES.values()), x)
+
+
+def model(name):
+    return jax.tree_util.Partial(switched, jnp.asarray(list(BRANCHES).index(name)))
+
+
+@functools.cache
+def diagnosed(name):
+    clean = np.nan_to_num(np.asarray(model(name)(X)))
+    return jr.diagnose(
+        model(name), X, clean.argmax(-1), key=KEY, ball=BALL, batch_size=ROWS // 4,
+        num_steps=10, num_queries=60,
+    )  # fmt: skip
+
+
+def test_an_honest_model_raises_no_doubt_and_every_probe_is_recorded():
+    found = diagnosed("honest")
+    assert found.names == found.warnings == []
+    told = {"averaging finds more", "transfer finds more"}  # of random models, and of sources
+    assert set(found.measured) == set(SYMPTOMS) - told
+    assert found.clean_accuracy == 1
+    assert found.accuracy["many steps, any change"] == 0
+    at = [found.accuracy[f"many steps{k}"] for k in (", 0.5 eps", "", ", 2 eps")]
+    assert at[0] >= at[1] >= at[2] < at[0]
+
+
+@pytest.mark.parametrize(
+    "name,symptoms",
+    [
+        ("constant", {"zero gradients", "vanishing gradients", "loss does not rise",
+                      "unbounded attack fails"}),
+        ("rounded", {"zero gradients", "shattered gradients", "loss does not rise",
+                     "unbounded attack fails", "random search finds more",
+                     "black box finds more"}),
+        ("probabilities", {"probabilities"}),
+        ("large", {"zero gradients", "saturated logits", "loss does not rise",
+                   "another loss finds more"}),
+        ("nan gradient", {"gradients not finite", "attack failed: many steps",
+                          "unbounded attack fails", "black box finds more"}),
+        ("nan", {"logits not finite", "gradients not finite"}),
+        ("worn down", {"vanishing gradients", "shattered gradients"}),
+        ("reversed", {"shattered gradients", "loss does not rise", "unbounded attack fails",
+                      "black box finds more"}),
+    ],
+)  # fmt: skip
+def test_each_symptom_is_found_where_it_is(name, symptoms):
+    found = diagnosed(name)
+    assert symptoms <= set(found.names), found
+    assert all(finding.meaning and finding.cure for finding in found.found)
+    assert all(np.isfinite(list(found.measured.values())))
+
+
+def test_one_trace_a_probe_whatever_the_weights():
+    diagnosed("honest")
+    before = len(TRACES)
+    jr.diagnose(
+        model("rounded"), X, np.asarray(X @ W).argmax(-1), key=jax.random.key(5),
+        ball=jr.Ball("linf", 0.125), batch_size=ROWS // 4, num_steps=10, num_queries=60,
+    )  # fmt: skip
+    compiled = [shape for shape in TRACES[before:] if shape != (1, PIXELS)]
+    assert compiled == []  # and shapes are looked at, nothing more:
+    assert len(TRACES) - before < 20
+
+
+def test_a_random_model_is_stochastic_and_nothing_worse():
+    noisy = jr.Randomized(lambda x, key: x @ W + 0.1 * jax.random.normal(key, (CLASSES,)))
+    y = np.asarray(X @ W).argmax(-1)
+    clear = np.sort(np.asarray(X @ W))[:, -1] - np.sort(np.asarray(X @ W))[:, -2] > 0.5
+    found = jr.diagnose(
+        noisy, X[clear][:16], y[clear][:16], key=KEY, ball=BALL, batch_size=4, num_steps=5,
+        num_queries=10,
+    )  # fmt: skip
+    assert found.warnings == []
+    assert found.measured["averaging finds more"] <= 0.1
+    assert "another loss finds more" not in found.measured
+
+
+def test_a_model_without_any_derivative_is_attacked_without():
+    def host(x):
+        shape = jax.ShapeDtypeStruct((len(x), CLASSES), jnp.float32)
+        product = lambda x: np.asarray(x, np.float32) @ np.asarray(W)
+        return jax.pure_callback(product, shape, x, vmap_method="broadcast_all")
+
+    y = np.asarray(X @ W).argmax(-1)
+    found = jr.diagnose(host, X, y, key=KEY, ball=BALL, batch_size=ROWS, num_queries=20)
+    assert {"no gradients", "black box finds more"} <= set(found.names)
+    assert set(found.measured) == {"random search finds more", "black box finds more"}
+
+
+def test_a_rejected_image_is_not_broken_and_a_source_is_tried():
+    """A detector that lets through the clean images alone leaves nothing for any attack."""
+    y = np.asarray(X @ W).argmax(-1)
+    shown = lambda x: (x @ W, x)
+    clean = jnp.asarray(X)
+    known = lambda outputs: (
+        1e-6 - jnp.min(jnp.max(jnp.abs(outputs[1][:, None] - clean), -1), axis=-1)
+    )
+    found = jr.diagnose(
+        shown, X, y, key=KEY, ball=BALL, detectors={"known": known}, num_steps=3, num_queries=5,
+        sources={"honest": model("honest")}, batch_size=ROWS // 4,
+    )  # fmt: skip
+    assert set(found.accuracy.values()) == {1.0}
+    assert "unbounded attack fails" in found.names
+    assert found.measured["transfer finds more: honest"] == 0
+
+
+def test_comparisons_count_and_need_three_images():
+    tell = _Tell(100)
+    some, others = np.arange(100) < 5, np.arange(100) < 2
+    tell.compare("one step beats many", some, others)
+    (finding,) = tell.found
+    assert (finding.value, finding.threshold) == (pytest.approx(0.03), 0.025)
+    assert finding.examples == [2, 3, 4]
+    tell.compare("one step beats many", some, np.arange(100) < 3)
+    assert len(tell.found) == 1  # two more are chance
+
+
+@pytest.mark.parametrize("norm,width", [("linf", 2.0), ("l2", 2 * 6**0.5), ("l1", 12.0)])
+def test_the_unbounded_ball_holds_the_box(norm, width):
+    ball = _everything(jr.Ball(norm, 0.1, jr.Box(-1.0, 1.0)), X)
+    assert ball.eps == pytest.approx(width)
+    low, high = -jnp.ones(PIXELS), jnp.ones(PIXELS)
+    np.testing.assert_allclose(ball.project(low, high), high, atol=1e-6)
+    assert np.max(_scaled(jr.Ball("linf", 0.8), 2.0).eps) == 1.0
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_random_draws_stay_in_the_ball_and_find_what_is_common(norm):
+    ball, y = jr.Ball(norm, 0.4), np.zeros(4, int)
+    x = np.full((4, 2), 0.5, np.float32)
+    half = lambda x: jnp.stack([0.5 - x[:, 0], x[:, 0] - 0.5], -1)  # wrong on half of the ball
+    keys = jax.random.split(KEY, 4)
+    found = random_draws(half, jnp.asarray(x), y, key=keys, ball=ball, num_draws=30)
+    assert (np.asarray(half(found)).argmax(-1) != y).all()
+    distances = jax.vmap(ball.distance)(x, found)
+    assert (np.asarray(distances) <= 0.4 + 1e-6).all()
+    alone = random_draws(half, jnp.asarray(x[2:3]), y[2:3], key=keys[2:3], ball=ball, num_draws=30)
+    np.testing.assert_array_equal(alone[0], found[2])  # whoever its neighbours are
+
+
+def test_mistakes_are_refused(untyped):
+    y = np.zeros(ROWS, int)
+    with pytest.raises(ValueError, match="ball must be"):
+        jr.diagnose(model("honest"), X, y, key=KEY, ball=0.1)
+    with pytest.raises(ValueError, match="num_steps must be"):
+        jr.diagnose(model("honest"), X, y, key=KEY, ball=BALL, num_steps=0)
+    with pytest.raises(ValueError, match="key must be"):
+        jr.diagnose(model("honest"), X, y, key=0, ball=BALL)
+    with pytest.raises(ValueError, match="labels"):
+        jr.diagnose(model("honest"), X, y + 7, key=KEY, ball=BALL)
+
+
+def test_findings_are_saved_shown_and_printed(tmp_path):
+    found = diagnosed("rounded")
+    assert Findings.restored(json.loads(json.dumps(found.summary()))) == found
+    page = jr.report.save({"rounded": found, "honest": diagnosed("honest")}, tmp_path).read_text()
+    document = jr.report.load(tmp_path)
+    assert document.entries[0].diagnoses == {"linf 0.25": found}
+    assert "Does it hide its gradients?" in page
+    for finding in found.found:
+        assert finding.name in page
+    assert "None of the probes raised a doubt" in page
+    console = Console(width=100, record=True, file=io.StringIO())
+    jr.report.print_tables(document, console)
+    shown = console.export_text()
+    assert "Warning: zero gradients" in shown
+    assert "Findings: none" in shown
+
+
+def test_rescaled_logits_bring_the_gradient_back():
+    large, y = model("large"), jnp.argmax(X @ W, -1)
+    slope = lambda f: jax.grad(
+        lambda x: jnp.sum(jax.vmap(jr.losses.cross_entropy)(f(x), y))
+    )(jnp.asarray(X))  # fmt: skip
+    assert (np.abs(slope(large)).max(1) == 0).mean() > 0.5
+    for temperature in (1e4, None):
+        rescaled = jr.transforms.rescaled_logits(large, temperature)
+        assert (np.abs(slope(rescaled)).max(1) > 0).all()
+        np.testing.assert_array_equal(rescaled(X).argmax(-1), y)
+    unit = jr.transforms.rescaled_logits(lambda x: 3 * (x @ W))
+    np.testing.assert_allclose(np.std(unit(X), -1), 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        unit(X), jr.transforms.rescaled_logits(lambda x: x @ W)(X), rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="temperature"):
+        jr.transforms.rescaled_logits(large, 0.0)
+    both = jr.transforms.rescaled_logits(lambda x: (x @ W, x), 2.0)(X)
+    np.testing.assert_allclose(both[0], X @ W / 2, rtol=1e-6)
+    np.testing.assert_array_equal(both[1], X)
