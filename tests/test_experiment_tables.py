@@ -11,7 +11,7 @@ ROOT = Path(records.__file__).parent
 
 
 @pytest.mark.parametrize(
-    "name", ["carlini_wagner", "madry_mnist", "pdm", "second_order", "spatial"]
+    "name", ["carlini_wagner", "madry_mnist", "neural_ode", "pdm", "second_order", "spatial"]
 )
 def test_tables_find_their_places(name, tmp_path):
     tables = importlib.import_module(f"experiments.{name}.tables").tables(tmp_path)

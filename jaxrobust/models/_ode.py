@@ -17,7 +17,7 @@ from jaxrobust.types import Images
 
 
 class OdeNet(nn.Module):
-    """A neural ODE for images of any size from 4 x 4; see `odenet` and `tisode`.
+    """A neural ODE for images of any size from 6 x 6; see `odenet` and `tisode`.
 
     conv 3x3 without padding, group norm, ReLU, conv 4x4 of stride 2, group norm, ReLU; then
     `dz/dt = f(t, z)` over `interval`, from a solver of diffrax; average pooling, dense.
@@ -105,8 +105,8 @@ class OdeNet(nn.Module):
 
     def _features(self, images: Any) -> Array:
         x = jnp.asarray(images)
-        if x.ndim != 4 or min(x.shape[1:3]) < 4:
-            raise ValueError(f"images must be NHWC, of sides of at least 4; got shape {x.shape}")
+        if x.ndim != 4 or min(x.shape[1:3]) < 6:  # below, one place, of which a norm leaves nothing
+            raise ValueError(f"images must be NHWC, of sides of at least 6; got shape {x.shape}")
         for conv, norm in zip(self.front[::2], self.front[1::2], strict=True):
             x = nn.relu(norm(conv(x)))
         return x
