@@ -34,7 +34,8 @@ class OdeNet(nn.Module):
         solver: A diffrax solver; Euler's where None.
         controller: A diffrax step size controller; constant steps where None.
         adjoint: A diffrax adjoint: how the solver is differentiated. Where None, exactly, for the
-            steps taken, in either direction and to any order (`DirectAdjoint` where steps adapt).
+            steps taken, in either direction and to any order (`DirectAdjoint` where steps adapt,
+            which counts them as constants; a field with kinks put that 1 % off).
             `RecursiveCheckpointAdjoint` is exact too, in reverse and once, for less memory, but
             does not run inside `shard_map`, so not in `evaluate`. `BacksolveAdjoint` solves the
             adjoint ODE: right in the limit of small steps only.
