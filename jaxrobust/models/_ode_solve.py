@@ -39,8 +39,9 @@ def solved(
     times = _grid(begin, end, step)
     if controller is None and adjoint is None:
         return _in_steps(term, solver, state, args, jnp.asarray(times, state[0].dtype))
+    first = step if controller else (end - begin) / (len(times) - 1)
     solution = diffrax.diffeqsolve(
-        term, solver, begin, end, step, state, args=args,
+        term, solver, begin, end, first, state, args=args,
         stepsize_controller=controller or diffrax.ConstantStepSize(),
         adjoint=adjoint or diffrax.DirectAdjoint(), saveat=diffrax.SaveAt(t1=True),
         max_steps=max_steps if controller else len(times) - 1, throw=False,
@@ -71,9 +72,8 @@ def _in_steps(term: Any, solver: Any, state: State, args: Any, times: Array) -> 
 
 
 def _grid(begin: float, end: float, step: float) -> np.ndarray:
-    """Times of constant steps; the last one is shorter where they do not fit."""
-    num = math.ceil((end - begin) / step - 1e-3)
-    return np.append(begin + step * np.arange(num), end)
+    """Times of constant steps: the fewest equal ones that are no longer than `step`."""
+    return np.linspace(begin, end, math.ceil((end - begin) / step - 1e-3) + 1)
 
 
 def _where(fine: Array, state: State) -> State:
