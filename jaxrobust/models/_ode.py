@@ -30,7 +30,7 @@ class OdeNet(nn.Module):
         num_classes: Number of logits.
         timed: Whether the field sees the time; see `Field`.
         interval: When it begins and ends to flow.
-        step: Of a solver of constant steps, or a little less where they do not fit; first of others.
+        step: Longest of constant steps, which share the interval equally; first of others.
         solver: A diffrax solver; Euler's where None.
         controller: A diffrax step size controller; constant steps where None.
         adjoint: A diffrax adjoint: how the solver is differentiated. Where None, exactly, for the
