@@ -17,6 +17,7 @@ ROOT = Path(records.__file__).parent
         "carlini_wagner",
         "gradient_masking",
         "madry_mnist",
+        "neural_ode",
         "pdm",
         "second_order",
         "spatial",

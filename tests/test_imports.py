@@ -37,7 +37,16 @@ def test_takes_under_half_as_long_again_as_what_it_stands_on(imported):
 
 @pytest.mark.parametrize(
     "package",
-    ["cvxpy", "tensorflow_datasets", "matplotlib", "sklearn", "orbax.checkpoint", "jinja2", "tyro"],
+    [
+        "cvxpy",
+        "diffrax",
+        "tensorflow_datasets",
+        "matplotlib",
+        "sklearn",
+        "orbax.checkpoint",
+        "jinja2",
+        "tyro",
+    ],
 )
 def test_is_not_imported_before_it_is_used(package, imported):
     for _, _, modules in imported:
@@ -49,7 +58,7 @@ def test_works_where_optional_packages_are_missing():
     """As on a machine that has JAX, Flax and optax only."""
     run(
         "import sys\n"
-        "for name in ('cvxpy', 'tensorflow_datasets', 'matplotlib', 'jinja2', 'tyro'):\n"
+        "for name in ('cvxpy', 'diffrax', 'tensorflow_datasets', 'matplotlib', 'jinja2', 'tyro'):\n"
         "    sys.modules[name] = None\n"
         "import jax, jaxrobust as jr, numpy as np\n"
         "x = np.full((2, 3), 0.5, np.float32)\n"

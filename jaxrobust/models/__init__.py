@@ -1,6 +1,8 @@
 """Networks in Flax linen; `jax.tree_util.Partial(model.apply, variables)` is a `logits_fn`."""
 
 from jaxrobust.models._carlini_wagner import CarliniWagnerCNN, carlini_wagner_cnn
+from jaxrobust.models._denoising import FeatureDenoising
+from jaxrobust.models._ode import OdeNet, odenet, residual_cnn, tisode
 from jaxrobust.models._preact_resnet import PreActResNet, preact_resnet18
 from jaxrobust.models._resnet import ResNet, resnet, wide_resnet
 from jaxrobust.models._sequential import (
@@ -19,7 +21,9 @@ __all__ = [
     "MLP",
     "CarliniWagnerCNN",
     "ConvSmall",
+    "FeatureDenoising",
     "MadryCNN",
+    "OdeNet",
     "PreActResNet",
     "ResNet",
     "SmallCNN",
@@ -28,9 +32,12 @@ __all__ = [
     "conv_small",
     "madry_cnn",
     "mlp",
+    "odenet",
     "preact_resnet18",
+    "residual_cnn",
     "resnet",
     "small_cnn",
     "spatial_transformer",
+    "tisode",
     "wide_resnet",
 ]

@@ -32,6 +32,7 @@ from jaxrobust.objectives._spatial import flow_adversarial, spatial_sdp
 from jaxrobust.objectives._split import Stem, from_split_module
 from jaxrobust.objectives._stability import stability
 from jaxrobust.objectives._standard import cross_entropy, hinge
+from jaxrobust.objectives._steady_state import steady_state
 from jaxrobust.objectives._trades import trades
 from jaxrobust.objectives._yopo import yopo
 
@@ -73,6 +74,7 @@ __all__ = [
     "spatial_sdp",
     "spectral_norm",
     "stability",
+    "steady_state",
     "trades",
     "warm_mixing",
     "yopo",

@@ -1,18 +1,18 @@
-"""Models made of models, `logits_fn` in, `logits_fn` out; and random changes of images."""
+"""Models made of models, `logits_fn` in, `logits_fn` out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, PyTree
 
-from jaxrobust.checks import check_count, check_sigma, check_temperature
-from jaxrobust.types import LogitsFn, Randomized, as_partial, logits_of
+from jaxrobust.checks import check_sigma, check_temperature
+from jaxrobust.types import LogitsFn, Randomized, as_partial, logits_of, row_keys
 
 
 def normalized(logits_fn: LogitsFn, mean: Any, std: Any) -> LogitsFn:
@@ -106,37 +106,6 @@ def _mean_softmax(members: tuple[LogitsFn, ...], x: Array, *key: Array) -> Array
     return jax.nn.logsumexp(log_softmax, axis=0) - jnp.log(count)
 
 
-def crop_and_flip(
-    x: Float[Array, "height width channels"],
-    key: Key[Array, ""],
-    *,
-    padding: int = 4,
-    flip: bool = True,
-) -> Float[Array, "height width channels"]:
-    """Move an image by a few pixels, black coming in, and mirror it every other time.
-
-    For `train.fit(augment=...)`; the published augmentation of CIFAR-10.
-
-    Args:
-        x: One image.
-        key: A key of its own.
-        padding: Most pixels that it moves along each side: rows of zeros put around it before it is
-            cropped at random to its size again.
-        flip: Whether left and right may change places.
-
-    References: He et al. 2016; Madry et al. 2018 pad by 2, Wang and Zhang 2019 and others by 4.
-
-    >>> crop_and_flip(jnp.ones((3, 3, 1)), jax.random.key(0), padding=0).shape
-    (3, 3, 1)
-    """
-    check_count(padding, "padding", least=0)
-    crop_key, flip_key = jax.random.split(key)
-    rows, columns = jax.random.randint(crop_key, (2,), 0, 2 * padding + 1)
-    padded = jnp.pad(x, [(padding, padding), (padding, padding), (0, 0)])
-    x = jax.lax.dynamic_slice(padded, (rows, columns, jnp.zeros_like(rows)), x.shape)
-    return jnp.where(flip & jax.random.bernoulli(flip_key), x[:, ::-1], x)
-
-
 def gaussian_noise(logits_fn: LogitsFn, sigma: float) -> Randomized:
     """Add Gaussian noise to a model's input: the noisy classifier that smoothing takes votes of.
 
@@ -167,6 +136,36 @@ def gaussian_noise(logits_fn: LogitsFn, sigma: float) -> Randomized:
 def _noisy(logits_fn: LogitsFn, sigma: Array, x: Array, key: Array) -> PyTree:
     noise_key, model_key = jax.random.split(key)
     x = x + sigma.astype(x.dtype) * jax.random.normal(noise_key, x.shape, x.dtype)
+    return logits_fn(x, model_key) if isinstance(logits_fn, Randomized) else logits_fn(x)
+
+
+def randomized(logits_fn: LogitsFn, change: Callable[[Array, Array], Array]) -> Randomized:
+    """Put a random change of the image in front of a model, a draw of its own for each row.
+
+    With `resize_and_pad`, the input randomisation of Xie et al. 2018 (IRd of paper 001). Attack it
+    by `pgd(..., gradient=gradients.eot(n))`: that defence alone fell to it (Athalye et al. 2018).
+
+    Args:
+        logits_fn: A model of what `change` returns, possibly `Randomized`: it then gets a key of
+            its own.
+        change: `change(x, key)` of one image, such as `crop_and_flip`; differentiable where
+            attacks are to see through it. `train.fit(augment=...)` takes the same function.
+
+    Returns:
+        The random model; row i of a batch is changed by `fold_in` of a part of the key and i.
+
+    References: Xie et al. 2018; Athalye et al. 2018 (paper 001).
+
+    >>> turned = randomized(lambda x: x, lambda x, key: x + jax.random.normal(key, x.shape))
+    >>> turned(jnp.zeros((2, 3)), jax.random.key(0)).shape
+    (2, 3)
+    """
+    return Randomized(Partial(_changed, as_partial(logits_fn), Partial(change)))
+
+
+def _changed(logits_fn: LogitsFn, change: Any, x: Array, key: Array) -> PyTree:
+    change_key, model_key = jax.random.split(key)
+    x = jax.vmap(change)(x, row_keys(change_key, x.shape[0]))
     return logits_fn(x, model_key) if isinstance(logits_fn, Randomized) else logits_fn(x)
 
 

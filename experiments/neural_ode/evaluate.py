@@ -1,0 +1,202 @@
+"""Every measurement of the experiment; see `experiments.records`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxrobust as jr
+from experiments import records
+from experiments.neural_ode import config, train
+from experiments.neural_ode.config import DATA, PRESETS, Sizes
+from jaxrobust.identity import digest
+
+BATCH = 50
+DRAWS = 10
+"""Of the random models, for each gradient through EOT."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where everything lies, and what this run is of."""
+
+    out: Path
+    results: Path
+    preset: str
+
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        return self.results / self.preset
+
+    @property
+    def sizes(self) -> Sizes:
+        """How much is measured."""
+        return PRESETS[self.preset]
+
+
+def record(place: Place, data: str, name: str, seed: int) -> None:
+    """Make every measurement of one network."""
+    subject = train.trained(data, name, place.preset, place.out, seed)
+    if subject is None:
+        print(f"{data} {name} {seed} is not trained", flush=True)
+        return
+    measurements: dict[str, Any] = {"published": published}
+    if name in config.NOISY:
+        measurements["strong"] = strong
+        if not (train.randomises(name) or name.startswith("cnn")):
+            measurements["adaptive"] = adaptive
+    command = (
+        f"python -m experiments.neural_ode --stage evaluate --data {data} --preset {place.preset}"
+    )
+    for title, measure in measurements.items():
+        about = {
+            "name": f"{data} {title} {name} {seed}", "network": name, "weights": digest(subject),
+            "seed": seed, "sizes": place.sizes,
+        }  # fmt: skip
+        make = functools.partial(measure, place, data, name, seed)
+        path = place.folder / f"{about['name'].replace(' ', '-')}.json"
+        records.keep(path, about, make, command)
+
+
+def test_images(data: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first ones of the test set, right or wrong, as the paper counts them."""
+    test = jr.data.load(data, "test")
+    return test.x[:number], test.y[:number]
+
+
+def attack(logits_fn: Any, data: str, number: int, attacks: Any, eps: float, seed: int) -> Any:
+    """Accuracies under each attack by itself, and after all of them, within an linf ball."""
+    x, y = test_images(data, number)
+    report = jr.evaluate(
+        logits_fn, (x, y), attacks=attacks, ball=jr.Ball("linf", eps), key=jax.random.key(seed),
+        batch_size=min(BATCH, number), survivors_only=len(attacks) > 1,
+    )  # fmt: skip
+    return list(report.accuracy_after.values())[-1]
+
+
+def published_pgd(eps: float) -> Any:
+    """The released attack: 9 sign steps of a fifth of the radius from the image.
+
+    Its loss is the difference of the log-probabilities, which is that of the logits, cut off where
+    the class is wrong: `losses.f6`. (That log is cut off below probabilities of 1e-30, too.)
+    """
+    return functools.partial(
+        jr.attacks.pgd, num_steps=9, step_size=eps / 5, random_start=False, loss=jr.losses.f6
+    )
+
+
+def published(place: Place, data: str, name: str, seed: int) -> dict[str, float]:
+    """Accuracy on clean and noisy images, and under the paper's attacks."""
+    subject = train.trained(data, name, place.preset, place.out, seed)
+    assert subject is not None
+    judged, threats = train.defended(data, name, subject), DATA[data]
+    clean = name in config.CLEAN
+    x, y = test_images(data, place.sizes.tested)
+    sigmas = threats.clean[0] if clean else (threats.noise,)
+    found = {"clean": _noisy_accuracy(judged, x, y, 0.0, seed)}
+    for sigma in sigmas:
+        found[f"noise {_of_255(sigma)}"] = _noisy_accuracy(judged, x, y, sigma, seed)
+    fgsm = functools.partial(jr.attacks.fgsm, loss=jr.losses.f6)
+    for eps in threats.clean[1] if clean else threats.fgsm:
+        found[f"FGSM {shown(data, eps)}"] = attack(
+            judged, data, place.sizes.attacked, {"fgsm": fgsm}, eps, seed
+        )
+    for eps in () if clean else threats.pgd:
+        found[f"PGD {shown(data, eps)}"] = attack(
+            judged, data, place.sizes.attacked, {"pgd": published_pgd(eps)}, eps, seed
+        )
+    return found
+
+
+def strong(place: Place, data: str, name: str, seed: int) -> dict[str, float]:
+    """What the paper's PGD misses: more steps, EOT where the network draws, AutoAttack."""
+    subject = train.trained(data, name, place.preset, place.out, seed)
+    assert subject is not None
+    judged = train.defended(data, name, subject)
+    random = train.randomises(name)
+    number, found = place.sizes.strong, {}
+    for eps in DATA[data].pgd:
+        gradient = jr.gradients.eot(DRAWS) if random else jr.gradients.exact
+        pgd = functools.partial(
+            jr.attacks.pgd, num_steps=40, loss=jr.losses.margin, gradient=gradient
+        )
+        members = jr.attacks.autoattack_members("rand" if random else "standard")
+        at = functools.partial(attack, judged, data, number, eps=eps, seed=seed)
+        found[f"PGD as published {shown(data, eps)}"] = at({"pgd": published_pgd(eps)})
+        found[f"PGD, 40 steps {shown(data, eps)}"] = at({"pgd": pgd})
+        found[f"AutoAttack {shown(data, eps)}"] = at(members)
+    return found
+
+
+def adaptive(place: Place, data: str, name: str, seed: int) -> dict[str, float]:
+    """The same weights behind an adaptive solver: does it only hide gradients?
+
+    Accuracy under PGD as published through the solver's own steps and through the adjoint ODE, and
+    when the images come from Euler's steps; how far derivatives along the gradient are from
+    differences of the loss; the cosine between the two gradients.
+    """
+    euler, own, adjoint = (
+        train.trained(data, name, place.preset, place.out, seed, solver)
+        for solver in ("euler", "adaptive", "backsolve")
+    )
+    assert euler is not None
+    assert own is not None
+    assert adjoint is not None
+    number, eps = place.sizes.strong, DATA[data].pgd[-1]
+    x, y = test_images(data, number)
+    pgd, key, ball = published_pgd(eps), jax.random.key(seed), jr.Ball("linf", eps)
+    found = {"clean": float(np.mean(np.asarray(own(x)).argmax(-1) == y))}
+    for title, source in (
+        ("own gradients", own), ("adjoint ODE's gradients", adjoint), ("Euler's", euler)
+    ):  # fmt: skip
+        x_adv = pgd(source, x, y, key=key, ball=ball)
+        found[f"PGD, {title}"] = float(np.mean(np.asarray(own(x_adv)).argmax(-1) == y))
+    # x_adv is now of Euler's steps: judged there, too.
+    found["PGD on Euler"] = float(np.mean(np.asarray(euler(x_adv)).argmax(-1) == y))
+
+    def loss(logits_fn: Any, one: Any, label: Any) -> Any:
+        return jr.losses.cross_entropy(logits_fn(one[None])[0], label)
+
+    def gradients_of(logits_fn: Any) -> Any:
+        return jax.jit(jax.vmap(jax.grad(functools.partial(loss, logits_fn))))(jnp.asarray(x), y)
+
+    g, h = (np.asarray(gradients_of(one)).reshape(number, -1) for one in (own, adjoint))
+    lengths = [np.linalg.norm(part, axis=1).clip(1e-12) for part in (g, h)]
+    found["cosine"] = float(np.median(np.sum(g * h, axis=1) / lengths[0] / lengths[1]))
+    way = (g / lengths[0][:, None]).reshape(x.shape)
+    value = jax.jit(jax.vmap(functools.partial(loss, own)))
+    difference = (np.asarray(value(x + 0.01 * way, y)) - value(x - 0.01 * way, y)) / 0.02
+    found["finite differences"] = float(np.median(abs(difference - lengths[0]) / lengths[0]))
+    return found
+
+
+def shown(data: str, eps: float) -> str:
+    """A radius as the paper writes it."""
+    return f"{eps:g}" if data == "mnist" else f"{_of_255(eps)}/255"
+
+
+def _of_255(value: float) -> str:
+    return f"{round(255 * value)}"
+
+
+def _noisy_accuracy(logits_fn: Any, x: np.ndarray, y: np.ndarray, sigma: float, seed: int) -> float:
+    """With Gaussian noise, clipped to [0, 1]."""
+    random, right = isinstance(logits_fn, jr.Randomized), 0
+    apply = jax.jit(lambda model, x, key: model(x, key) if random else model(x))
+    size = min(500, len(x))
+    for at in range(0, len(x), size):
+        key = jax.random.fold_in(jax.random.key(seed), at)
+        noise_key, model_key = jax.random.split(key)
+        part = x[at : at + size]
+        noisy = jnp.clip(part + sigma * jax.random.normal(noise_key, part.shape), 0, 1)
+        right += np.sum(
+            np.asarray(apply(logits_fn, noisy, model_key)).argmax(-1) == y[at : at + size]
+        )
+    return float(right / len(x))
