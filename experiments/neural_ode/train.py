@@ -20,6 +20,7 @@ from experiments.neural_ode.config import (
     BATCH,
     DATA,
     HELD_OUT,
+    NETWORKS,
     PADDING,
     PRESETS,
     RATE,
@@ -93,7 +94,9 @@ def network(data: str, name: str, preset: str, out: Path, seed: int) -> None:
     images = jr.data.load(data, f"train[:{num_images(data, preset)}]")
     held = jr.data.load(data, f"train[-{HELD_OUT}:]")
     epochs, per_epoch = num_steps(data, preset)
-    init_key, fit_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), len(name)))
+    init_key, fit_key = jax.random.split(
+        jax.random.fold_in(jax.random.key(seed), NETWORKS.index(name))
+    )
     total = epochs * per_epoch
     falls = {round(share * total): 0.2 for share in (0.3, 0.6, 0.9)}
     rate = optax.piecewise_constant_schedule(RATE, falls)
