@@ -175,15 +175,15 @@ def test_the_unbounded_ball_holds_the_box(norm, width):
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_random_draws_stay_in_the_ball_and_find_what_is_common(norm):
-    ball, y = jr.Ball(norm, 0.4), np.zeros(4, int)
-    x = np.full((4, 2), 0.5, np.float32)
+    ball, y = jr.Ball(norm, 0.4), jnp.zeros(4, int)
+    x = jnp.full((4, 2), 0.5)
     half = lambda x: jnp.stack([0.5 - x[:, 0], x[:, 0] - 0.5], -1)  # wrong on half of the ball
     keys = jax.random.split(KEY, 4)
-    found = random_draws(half, jnp.asarray(x), y, key=keys, ball=ball, num_draws=30)
+    found = random_draws(half, x, y, key=keys, ball=ball, num_draws=30)
     assert (np.asarray(half(found)).argmax(-1) != y).all()
     distances = jax.vmap(ball.distance)(x, found)
     assert (np.asarray(distances) <= 0.4 + 1e-6).all()
-    alone = random_draws(half, jnp.asarray(x[2:3]), y[2:3], key=keys[2:3], ball=ball, num_draws=30)
+    alone = random_draws(half, x[2:3], y[2:3], key=keys[2:3], ball=ball, num_draws=30)
     np.testing.assert_array_equal(alone[0], found[2])  # whoever its neighbours are
 
 
@@ -217,22 +217,23 @@ def test_findings_are_saved_shown_and_printed(tmp_path):
 
 
 def test_rescaled_logits_bring_the_gradient_back():
-    large, y = model("large"), jnp.argmax(X @ W, -1)
+    x = jnp.asarray(X)
+    large, y = model("large"), jnp.argmax(x @ W, -1)
     slope = lambda f: jax.grad(
         lambda x: jnp.sum(jax.vmap(jr.losses.cross_entropy)(f(x), y))
-    )(jnp.asarray(X))  # fmt: skip
+    )(x)  # fmt: skip
     assert (np.abs(slope(large)).max(1) == 0).mean() > 0.5
     for temperature in (1e4, None):
         rescaled = jr.transforms.rescaled_logits(large, temperature)
         assert (np.abs(slope(rescaled)).max(1) > 0).all()
-        np.testing.assert_array_equal(rescaled(X).argmax(-1), y)
+        np.testing.assert_array_equal(rescaled(x).argmax(-1), y)
     unit = jr.transforms.rescaled_logits(lambda x: 3 * (x @ W))
-    np.testing.assert_allclose(np.std(unit(X), -1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.std(unit(x), -1), 1, rtol=1e-5)
     np.testing.assert_allclose(
-        unit(X), jr.transforms.rescaled_logits(lambda x: x @ W)(X), rtol=1e-5
+        unit(x), jr.transforms.rescaled_logits(lambda x: x @ W)(x), rtol=1e-5
     )
     with pytest.raises(ValueError, match="temperature"):
         jr.transforms.rescaled_logits(large, 0.0)
-    both = jr.transforms.rescaled_logits(lambda x: (x @ W, x), 2.0)(X)
-    np.testing.assert_allclose(both[0], X @ W / 2, rtol=1e-6)
-    np.testing.assert_array_equal(both[1], X)
+    both = jr.transforms.rescaled_logits(lambda x: (x @ W, x), 2.0)(x)
+    np.testing.assert_allclose(both[0], x @ W / 2, rtol=1e-6)
+    np.testing.assert_array_equal(both[1], x)
