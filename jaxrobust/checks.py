@@ -79,7 +79,8 @@ def check_labels(y: Any, num_rows: int, num_classes: int | None = None, name: st
         )
     if num_rows == 0 or isinstance(y, jax.core.Tracer):
         return
-    low, high = int(np.min(y)), int(np.max(y))
+    labels = np.asarray(y)  # known, though a program that is being traced may close over it
+    low, high = int(labels.min()), int(labels.max())
     if low < 0 or (num_classes is not None and high >= num_classes):
         accepted = "at least 0" if num_classes is None else f"in 0..{num_classes - 1}"
         raise ValueError(f"{name} must hold labels {accepted}; got labels from {low} to {high}")

@@ -135,3 +135,16 @@ def test_randomised_models_get_a_fresh_key_at_every_step(norm):
         jr.Randomized(fn), x, y, key=KEY, ball=jr.Ball(norm, EPS[norm]), num_steps=8
     )
     assert (np.std(np.asarray(trace.gradient_norm), axis=1) > 1e-3).all()
+
+
+def test_labels_that_a_program_closes_over_are_looked_at_too():
+    logits_fn = jax.tree_util.Partial(lambda x: x * jnp.array([2.0, 1.0]))
+    x, key = jnp.full((2, 2), 0.5), jax.random.key(0)
+
+    def run(y):
+        search = lambda: jr.attacks.fgsm(logits_fn, x, y, key=key, ball=jr.Ball("linf", 0.1))
+        return jax.jit(search)()
+
+    assert run(jnp.array([0, 1])).shape == x.shape
+    with pytest.raises(ValueError, match="y must hold labels at least 0"):
+        run(jnp.array([0, -1]))
