@@ -173,7 +173,7 @@ def test_a_failure_names_step_objective_metrics_and_checkpoint(tmp_path):
     assert " is nan at step 8 of scheduled; the last good checkpoint is " in said
     assert str(tmp_path / "checkpoints" / "6") in said
     assert "adversarial_accuracy" in said.split("metrics of that step: ")[1]
-    with pytest.raises(FloatingPointError, match="of from_loss; there is no good checkpoint"):
+    with pytest.raises(FloatingPointError, match="of cross_entropy; there is no good checkpoint"):
         jr.train.fit(objectives.cross_entropy(linear), optimizer=optax.sgd(jnp.nan), **options)
 
 

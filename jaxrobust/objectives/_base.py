@@ -120,6 +120,7 @@ def from_loss(forward: Forward, loss: Loss, accuracy: str = "accuracy") -> Objec
         hits = jnp.argmax(logits_of(outputs), axis=-1) == y
         return jnp.mean(jax.vmap(loss)(outputs, y)), {accuracy: jnp.mean(hits)}
 
+    of_rows.__qualname__ = _name_of(loss)
     return from_batch_loss(forward, of_rows)
 
 
@@ -154,7 +155,13 @@ def from_batch_loss(
         grads, out = jax.grad(total, has_aux=True)(params)
         return out, grads
 
+    value_and_grad.__qualname__ = _name_of(loss)  # `fit` names by it what failed
     return Objective(init, value_and_grad)
+
+
+def _name_of(loss: Any) -> str:
+    """What a loss is called, with the function that made it in front."""
+    return getattr(loss, "__qualname__", type(loss).__qualname__)
 
 
 def mean_loss(
