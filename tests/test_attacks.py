@@ -146,5 +146,5 @@ def test_labels_that_a_program_closes_over_are_looked_at_too():
         return jax.jit(search)()
 
     assert run(jnp.array([0, 1])).shape == x.shape
-    with pytest.raises(ValueError, match="y must hold labels in 0..1; got labels from -1"):
+    with pytest.raises(ValueError, match=r"y must hold labels in 0\.\.1; got labels from -1"):
         run(jnp.array([0, -1]))
