@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from jaxrobust import checks
 from jaxrobust.types import predicted_class
 
 
-class ClassConditional:
+class ClassConditional(abc.ABC):
     """A detector by a score for each class, less that class's threshold.
 
     Subclasses are registered dataclasses with a field `thresholds` of shape `(classes,)` and a
@@ -22,9 +23,9 @@ class ClassConditional:
 
     thresholds: Any
 
+    @abc.abstractmethod
     def raw(self, embedding: Float[Array, "batch dims"]) -> Float[Array, "batch classes"]:
         """Score of each class, larger where more natural, before thresholds."""
-        raise NotImplementedError
 
     def scores(self, outputs: Any) -> Float[Array, "batch classes"]:
         """How natural each row is for each class, less the thresholds.

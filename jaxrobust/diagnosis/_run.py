@@ -20,7 +20,7 @@ from jaxrobust.diagnosis._probes import look_program, probes
 from jaxrobust.diagnosis._symptoms import AT_LEAST, SYMPTOMS
 from jaxrobust.evaluation import _findings as doubts
 from jaxrobust.evaluation._arguments import check
-from jaxrobust.evaluation._bench import Bench
+from jaxrobust.evaluation._bench import Bench, spread
 from jaxrobust.evaluation._detection import check_detectors, score_program
 from jaxrobust.evaluation._judge import attack_program, clean_program
 from jaxrobust.evaluation._store import Store
@@ -147,12 +147,12 @@ def diagnose(
         found += tell.gradients(seen, again, right)
 
         iterative, judged = broken("many steps", attack.iterative, right)
-        found += doubts.failed("many steps", _spread(n, some, judged["not_finite"]))
+        found += doubts.failed("many steps", spread(n, some, judged["not_finite"], False))
         if len(some):
             after = look(
                 "look after", functions=(logits_fn, width), rows=some, images=judged["image"]
             )
-            risen = _spread(n, some, after["margin"] > seen["margin"][some])
+            risen = spread(n, some, after["margin"] > seen["margin"][some], False)
             tell.say("loss does not rise", right & ~iterative & ~risen)
         one_step, _ = broken("one step", attack.one_step, right)
         tell.compare("one step beats many", one_step, iterative)
@@ -237,12 +237,6 @@ class _Tell:
 
 def _net(weaker: np.ndarray, stronger: np.ndarray) -> float:
     return float(weaker.mean() - stronger.mean())
-
-
-def _spread(n: int, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-    column = np.zeros(n, bool)
-    column[rows] = values
-    return column
 
 
 def _scaled(ball: Ball, share: float) -> Ball:

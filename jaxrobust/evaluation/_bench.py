@@ -204,3 +204,10 @@ def _bar(show: bool, stage: str, total: int) -> Iterator[Callable[[], None]]:
     with Progress(transient=True, disable=not get_console().is_terminal) as bar:
         task = bar.add_task(stage, total=total)
         yield lambda: bar.advance(task)
+
+
+def spread(n: int, rows: np.ndarray, values: np.ndarray, default: Any) -> np.ndarray:
+    """Values of some rows among all n."""
+    column = np.full(n, default, dtype=np.result_type(values.dtype, type(default)))
+    column[rows] = values
+    return column

@@ -16,7 +16,7 @@ from jaxrobust._version import __version__
 from jaxrobust.attacks import faces_all, is_minimum_norm, is_transfer
 from jaxrobust.evaluation import _findings as findings
 from jaxrobust.evaluation._arguments import check, check_certificates
-from jaxrobust.evaluation._bench import Bench
+from jaxrobust.evaluation._bench import Bench, spread
 from jaxrobust.evaluation._count import count
 from jaxrobust.evaluation._detection import (
     Detector,
@@ -182,37 +182,37 @@ def evaluate(
         facing = correct if all_right else standing
         rows = np.flatnonzero(facing) if survivors_only else np.arange(n)
         judged = bench.attack(name, attack, rows, attack_program(votes, devices), keep_images)
-        success = _spread(n, rows, judged["success"], False)
+        success = spread(n, rows, judged["success"], False)
         newly = standing & success
         shown = rows[(rows < keep_images) & (standing[rows])]
         for row in shown:
             images["adversarial"][row] = judged["image"][np.searchsorted(rows, row)]
         standing &= ~success
         broken_by[newly] = name
-        at = _spread(n, rows, judged["broken_at"], np.inf).astype(np.float64)
+        at = spread(n, rows, judged["broken_at"], np.inf).astype(np.float64)
         distance = np.where(correct, np.minimum(distance, at), 0.0)
-        examples[f"ran/{name}"] = _spread(n, rows, np.ones(len(rows), bool), False)
+        examples[f"ran/{name}"] = spread(n, rows, np.ones(len(rows), bool), False)
         examples[f"success/{name}"] = success
-        examples[f"prediction/{name}"] = _spread(n, rows, judged["prediction"], -1)
-        examples[f"distance/{name}"] = _spread(n, rows, judged["distance"], np.nan)
+        examples[f"prediction/{name}"] = spread(n, rows, judged["prediction"], -1)
+        examples[f"distance/{name}"] = spread(n, rows, judged["distance"], np.nan)
         for column, seen in score_columns(watched, judged, f"/{name}").items():
-            examples[column] = _spread(n, rows, seen, np.nan)
+            examples[column] = spread(n, rows, seen, np.nan)
         median = {}
         for which in ("l0", "l2", "linf"):
-            column = examples[f"{which}/{name}"] = _spread(n, rows, judged[which], np.nan)
+            column = examples[f"{which}/{name}"] = spread(n, rows, judged[which], np.nan)
             if np.any(broken := correct & ~np.isnan(column)):
                 median[which] = float(np.median(column[broken]))
         after[name] = float(standing.mean())
         if not survivors_only:
             under[name] = float((correct & ~success).mean())
         cost = count(attack, logits_fn, x, num_classes, ball)
-        off = _spread(n, rows, judged["outside"], False)
+        off = spread(n, rows, judged["outside"], False)
         if not is_minimum_norm(attack):
             found += findings.outside(name, off)
         loose = is_minimum_norm(attack) and not ball.measured
         found += findings.no_budget(name, newly) if loose else []
         proof_broken |= newly & (not loose)
-        found += findings.failed(name, _spread(n, rows, judged["not_finite"], False))
+        found += findings.failed(name, spread(n, rows, judged["not_finite"], False))
         found += findings.broken_logits(name, newly & (examples[f"prediction/{name}"] < 0))
         blind = cost[0] == 0 or is_transfer(attack)
         if blind and differentiated:
@@ -287,13 +287,6 @@ def environment() -> dict[str, Any]:
         "device": f"{device.platform}: {device.device_kind}",
         "num_devices": jax.device_count(),
     }
-
-
-def _spread(n: int, rows: np.ndarray, values: np.ndarray, default: Any) -> np.ndarray:
-    """Values of some rows among all n."""
-    column = np.full(n, default, dtype=np.result_type(values.dtype, type(default)))
-    column[rows] = values
-    return column
 
 
 def _clopper_pearson(successes: int, n: int) -> tuple[float, float]:
