@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.tree_util import Partial
 from scipy.stats import binomtest
 
@@ -104,18 +106,30 @@ def trained_steps(folder: Path) -> int:
     return max((int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdigit()), default=0)
 
 
-def restored(apply: Callable[..., Any], folder: Path, steps: int) -> Partial | None:
+def restored(
+    apply: Callable[..., Any], folder: Path, steps: int, kept: Path | None = None
+) -> Partial | None:
     """A trained network as a function that returns logits; None where its training is not over.
 
     Args:
         apply: Of its model; networks that share it share compiled programs.
         folder: Where its checkpoints lie.
         steps: Of the whole training.
+        kept: A copy of a small network beside its results: written where the checkpoints are, read
+            where they are not.
     """
-    if trained_steps(folder) < steps:
+    if trained_steps(folder) >= steps:
+        params, model_state = jr.train.restore(folder)
+        variables = {"params": params, **model_state}
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            jr.files.write_arrays(kept, flatten_dict(variables, sep="/"))
+    elif kept is not None and kept.exists():
+        with np.load(kept) as arrays:
+            variables = unflatten_dict(dict(arrays), sep="/")
+    else:
         return None
-    params, model_state = jr.train.restore(folder)
-    return Partial(apply, jax.tree.map(jnp.asarray, {"params": params, **model_state}))
+    return Partial(apply, jax.tree.map(jnp.asarray, variables))
 
 
 def commit() -> str:

@@ -159,10 +159,12 @@ def _measure(place: Place, entry: Entry, about: dict[str, Any]) -> dict[str, Any
 
 @functools.cache
 def logits_of(data: str, network: str, place: Place) -> Partial | None:
-    """A trained network; None where it is not trained to its end."""
+    """A trained network, or its kept copy; None where it is not trained to its end."""
     folder = folder_of(data, network, place.preset, place.out)
     steps = config.steps(data, network, config.PRESETS[place.preset])
-    return records.restored(_apply(data), folder, steps)
+    small = data == "mnist"  # CIFAR-10's are too large to keep beside results
+    kept = place.folder / f"{data}-{network}.npz" if small else None
+    return records.restored(_apply(data), folder, steps, kept)
 
 
 @functools.cache  # one function a data set, so that networks share compiled programs

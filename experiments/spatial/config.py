@@ -54,6 +54,9 @@ RECIPES = {
 """By the paper's names. Strengths are the paper's, but that of sdp, which it does not give: it is
 paper 003's number, and our scale is another (`objectives.spatial_sdp`)."""
 
+KEPT = ("at", "sdp", "linear at")
+"""Networks whose training takes minutes: kept beside the results."""
+
 POOL_STEPS = 20
 """Steps of stAdv when f_at's pool is renewed; our choice, for the time it takes."""
 

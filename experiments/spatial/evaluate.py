@@ -67,7 +67,7 @@ class Place:
 
     def network(self, name: str) -> Partial | None:
         """A network as a function that returns logits."""
-        return train.trained(name, self.preset, self.out, self.seed)
+        return train.trained(name, self.preset, self.out, self.seed, self.results)
 
 
 def record(place: Place, only: tuple[str, ...] = ()) -> None:

@@ -21,6 +21,7 @@ from experiments.spatial.config import (
     DUAL_RATE,
     HELD_OUT,
     HIDDEN,
+    KEPT,
     POOL_STEPS,
     PRESETS,
     RATE,
@@ -113,14 +114,18 @@ def objective(recipe: Recipe, steps: int, shape: tuple[int, ...]) -> jr.Objectiv
             return o.cross_entropy(forward)
 
 
-def trained(name: str, preset: str, out: Path, seed: int) -> Partial | None:
-    """A network as a function that returns logits; None where its training is not over."""
+def trained(name: str, preset: str, out: Path, seed: int, results: Path) -> Partial | None:
+    """A network as a function that returns logits; None where its training is not over.
+
+    Those of `KEPT` are copied to `results`, and read there where there is no checkpoint.
+    """
     kind = RECIPES[name].kind
     if not RECIPES[name].num_epochs:
         start = model(kind).init(jax.random.key(seed), np.zeros((1, *SHAPE, 1), np.float32))
         return Partial(_apply(kind), start)
     epochs, per_epoch = num_steps(name, preset)
-    return records.restored(_apply(kind), folder_of(name, preset, out), epochs * per_epoch)
+    kept = folder_of(name, preset, results).with_suffix(".npz") if name in KEPT else None
+    return records.restored(_apply(kind), folder_of(name, preset, out), epochs * per_epoch, kept)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -275,7 +276,7 @@ def _slopes(bench: Bench, devices: tuple[Any, ...]) -> list[Finding]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and device, for a report."""
+    """Versions, device and compiler flags, for a report."""
     from importlib.metadata import version
 
     device = jax.devices()[0]
@@ -286,6 +287,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "device": f"{device.platform}: {device.device_kind}",
         "num_devices": jax.device_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
 

@@ -207,10 +207,10 @@ def _dense(params: Mapping[str, Any]) -> Dense:
 
 
 def max_pool(x: Array) -> Array:
-    """2x2 max pooling by reshaping, whose gradient is cheaper on CPU than that of reduce_window.
+    """2x2 max pooling of even sides, whose gradient is far cheaper on CPU than reduce_window's.
 
     >>> max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1)).ravel()
     Array([3.], dtype=float32)
     """
-    b, h, w, c = x.shape
-    return jnp.max(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
+    rows = jnp.maximum(x[:, ::2], x[:, 1::2])
+    return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
