@@ -23,14 +23,15 @@ from jaxrobust.certify import (
     spatial_layers,
     two_layers,
 )
-from jaxrobust.certify._displacements import reach
-from jaxrobust.certify._spatial import BOUNDS, _changes
+from jaxrobust.certify._displacements import pull, reach
+from jaxrobust.certify._spatial import _changes
 from jaxrobust.certify._spatial_constants import scaling_error
 from jaxrobust.flow import FlowBall
 from jaxrobust.layers import Dense, Flatten, Relu
 from jaxrobust.threat import Box
 
 SDP = ("sdp_l2", "sdp")
+BOUNDS = (*SDP, "spectral", "frobenius")  # of networks of two layers
 PAPER = Box(-1.0, 1.0)  # of inputs that need be no images
 
 
@@ -210,6 +211,70 @@ def test_in_l2_affine_networks_are_exact():
     bound = spatial(linear(v), x, y, ball=FlowBall(0.1))
     change = math.sqrt(2) * 0.1 * reach((2, 2)).norm * 5
     np.testing.assert_allclose(bound.margins[0, 1], -0.5 - change, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("shape", "rule"), CASES, ids=ids)
+def test_how_hard_flows_pull_together(shape, rule):
+    """Against all patterns of signs: `max_s sqrt((s w)'G(s w))` is at s = 1 where G has no sign."""
+    weights = np.random.default_rng(2).exponential(size=(3, *shape))
+    weights[1, 0, 0] = 0.0
+    found = pull(weights, rule)
+    if rule == "zero_mean":
+        assert np.isinf(found).all()
+        return
+    g = inverse(shape, rule)
+    signs = np.array(list(itertools.product([-1, 1], repeat=min(g.shape[0], 10))))
+    signs = np.pad(signs, ((0, 0), (0, g.shape[0] - signs.shape[1])), constant_values=1)
+    for w, value in zip(weights.reshape(3, -1), found, strict=True):
+        most = math.sqrt(np.einsum("ki,ij,kj->k", signs * w, g, signs * w).max())
+        assert most * (1 - 1e-12) <= value <= most * (1 + 1e-9) + 1e-12
+        assert pull(1e-290 * w.reshape(1, *shape), rule) >= 1e-290 * most
+
+
+@pytest.mark.parametrize("rule", ["dirichlet", "zero_mean", (1, 2)], ids=ids)
+@pytest.mark.parametrize("shape", [(4, 5), (3, 3, 2)], ids=ids)
+def test_the_linear_bound_is_above_attacks_and_below_the_paper(shape, rule):
+    count, starts = 20, 4
+    rng = np.random.default_rng(3)
+    kernels = rng.normal(size=(count, math.prod(shape), 3))
+    x = rng.uniform(-0.3, 1.3, size=(count, 2, *shape)).clip(0, 1)
+    y = np.argmax(np.einsum("bnp,bpk->bnk", x.reshape(count, 2, -1), kernels), -1).astype(np.int32)
+    r = rng.normal(size=(count, 2 * starts, *shape[:2], 2))
+    with jax.enable_x64(True):
+        layers = [Flatten(), Dense(jnp.asarray(kernels), jnp.zeros((count, 3)))]
+        many = [jnp.asarray(np.repeat(a, starts, 1)) for a in (x, y)]
+        for eps in (0.05, 1.5):
+            found = attacked(layers, *many, jnp.asarray(r), eps, rule)
+            found = np.asarray(found).reshape(count, 2, starts).min(-1)
+            for n, kernel in enumerate(kernels):
+                one = [Flatten(), Dense(kernel, np.zeros(3))]
+                least = {
+                    which: spatial(one, x[n], y[n], ball=FlowBall(eps, rule), bound=which).margins
+                    for which in ("linear", "sdp")
+                }
+                assert (least["linear"].min(1) <= found[n] + 1e-9).all()
+                assert (least["linear"] >= least["sdp"] - 1e-9).all()
+
+
+def test_the_linear_bound_is_attained_by_a_chess_board():
+    """Where weights and pixels alternate, and all pixels move right and down alike."""
+    shape = (9, 9)
+    v = np.where(np.indices(shape).sum(0) % 2, 1.0, -1.0)
+    v[-1] = v[:, -1] = 0.0  # what lies outside shows the same as the border
+    eps = 1e-3
+    bound = spatial(
+        linear(v.ravel()), checkered(shape)[None], np.array([0], np.int32), ball=FlowBall(eps),
+        bound="linear",
+    )  # fmt: skip
+    a = (inverse(shape, "dirichlet") @ np.abs(v).ravel()).reshape(shape)
+    r = np.stack([a, a], -1)
+    r *= eps / math.sqrt(flow.quadratic_variation(jnp.asarray(r), "dirichlet"))
+    moved = np.float64(flow.warp(jnp.asarray(checkered(shape)), jnp.asarray(r)))
+    clean, reached = (float(np.sum(v * image)) for image in (checkered(shape), moved))
+    assert bound.gap is None
+    assert bound.method == "spatial linear"
+    lost = clean - bound.margins[0, 1]
+    assert 0.99 * lost <= clean - reached <= lost
 
 
 # What is printed, each with its counterexample.
@@ -419,12 +484,13 @@ def test_it_fails_closed():
         ({"ball": jr.Ball("linf", 0.1)}, "ball must be a jaxrobust.flow.FlowBall; got Ball"),
         ({"ball": FlowBall(jnp.array([0.1]))}, "eps must be a single number"),
         ({"ball": FlowBall(0.1, (3, 0))}, "null_space must be a pixel"),
-        ({"bound": "lp"}, "bound must be one of sdp_l2, sdp, spectral, frobenius; got 'lp'"),
+        ({"bound": "lp"}, "bound must be one of sdp_l2, sdp, spectral, frobenius, linear;"),
         ({"y": np.array([7], np.int32)}, "labels"),
         ({"ball": FlowBall(0.1, box=Box(1.0, 0.0))}, "box must be"),
         ({"layers": [Flatten(), *net(0, 12)[1:], Relu()]}, "layers must be Dense, Relu or Sigmoid"),
         ({"constants": 3}, "constants must be what spatial_constants"),
         ({"bound": "spectral", "constants": 3}, "constants must be None for 'spectral'"),
+        ({"bound": "linear"}, "must be one Dense for bound='linear'; got Dense, Relu, Dense"),
     ],
     ids=ids,
 )

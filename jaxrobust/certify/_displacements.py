@@ -70,6 +70,35 @@ def reach(shape: tuple[int, int], null_space: NullSpace = "dirichlet") -> Reach:
     return Reach(lambdas, float(norm))
 
 
+def pull(
+    weights: Float[np.ndarray, "rows height width"], null_space: NullSpace
+) -> Float[np.ndarray, " rows"]:
+    """Upper sides of `sum_i w_i |a_i|` over `|M a| <= 1`, for weights that are not negative.
+
+    M'M has no positive entry beside its diagonal, so that its inverse G has no negative one under
+    "dirichlet" or with a pinned pixel, the signs of a do not matter, and the maximum is
+    `sqrt(w'Gw)`. Flows of mean zero must have both signs: infinity, where nothing is proved.
+
+    Args:
+        weights: The weights.
+        null_space: See `flow.FlowBall`.
+    """
+    rows, *shape = weights.shape
+    if null_space == "zero_mean":
+        return np.full(rows, np.inf)
+    largest = np.max(weights, axis=(1, 2), initial=0.0)
+    scale = np.where((largest > 0) & (largest < np.inf), largest, 1.0)
+    d = raised(weights / scale[:, None, None], 1)
+    lines = [_line(size, null_space == "dirichlet") for size in shape]
+    floor, error = _floor(lines), 0.0
+    if isinstance(null_space, tuple):
+        total = d.sum((1, 2))
+        d[:, *null_space] -= total
+        error = gamma(d[0].size + 2) * total / math.sqrt(floor)  # of the sum, at one pixel
+    energy = _energy(d, lines, floor)
+    return raised(scale * (np.sqrt(energy) * (1.0 + 2.0**-51) + error), 3)
+
+
 def _line(size: int, framed: bool) -> np.ndarray:
     """`M'M` along one direction, exactly."""
     degree = np.full(size, 2.0)

@@ -11,9 +11,9 @@ import numpy as np
 
 from jaxrobust import checks
 from jaxrobust.certify import _common
-from jaxrobust.certify._displacements import Reach, reach
+from jaxrobust.certify._displacements import Reach, pull, reach
 from jaxrobust.certify._lipschitz import frobenius, spectral
-from jaxrobust.certify._pairs import two_layers
+from jaxrobust.certify._pairs import class_pairs, two_layers
 from jaxrobust.certify._sdp import margins_by_slope
 from jaxrobust.certify._sdp_constants import SdpConstants, checksum
 from jaxrobust.certify._spatial_constants import (
@@ -24,11 +24,11 @@ from jaxrobust.certify._spatial_constants import (
 )
 from jaxrobust.flow import FlowBall
 from jaxrobust.flow._ball import check_flow_ball
-from jaxrobust.layers import Layer
+from jaxrobust.layers import Dense, Flatten, Layer
 from jaxrobust.linalg import raised
 from jaxrobust.types import Images, Labels, MarginBound
 
-BOUNDS = ("sdp_l2", "sdp", "spectral", "frobenius")
+BOUNDS = ("sdp_l2", "sdp", "spectral", "frobenius", "linear")
 
 
 def spatial(
@@ -37,7 +37,7 @@ def spatial(
     y: Labels,
     *,
     ball: FlowBall,
-    bound: Literal["sdp_l2", "sdp", "spectral", "frobenius"] = "sdp_l2",
+    bound: Literal["sdp_l2", "sdp", "spectral", "frobenius", "linear"] = "sdp_l2",
     constants: SdpConstants | None = None,
 ) -> MarginBound:
     """Lower bounds of the margins over all images `flow.warp(x, r)`, r in the ball.
@@ -50,7 +50,10 @@ def spatial(
       networks of 28 x 28 inputs);
     - "sdp": the paper's, over the box of all pixels' changes, the program of `certify.sdp` for
       `W diag(lambda)`. For one affine layer it is exact over the box (Eq. 16);
-    - "spectral", "frobenius": `certify.spectral` and `frobenius` over the l2 ball, any depth.
+    - "spectral", "frobenius": `certify.spectral` and `frobenius` over the l2 ball, any depth;
+    - "linear": the closed form for one affine layer, ours: with w the absolute difference of two
+      classes' weights, summed over channels, margins fall by no more than `sqrt(2) eps sqrt(w'Gw)`
+      widths, G the inverse of M'M (not for "zero_mean"), nor than `sum_i w_i h(eps lambda_i)`.
 
     The derivation is in `experiments/spatial/README.md`. None of them looks at the image beyond its
     clean margins. Factors that print lacks (eps and ||M^-1||, slopes along both axes) are in;
@@ -58,18 +61,18 @@ def spatial(
 
     Args:
         layers: `Dense, Relu | Sigmoid, Dense`, or one `Dense`, with `Flatten` in front; for
-            "spectral" and "frobenius" any network.
+            "spectral" and "frobenius" any network, for "linear" one `Dense`.
         x: `(batch, height, width)` images in `ball.box`, or `(batch, height, width, channels)`.
         y: `(batch,)` true classes.
         ball: The flows, one radius for all. The width of its box is the largest slope between two
             pixels.
         bound: Which.
         constants: What `spatial_constants(layers, shape, null_space, bound=bound)` returned; where
-            None it is solved here, and again at each call. Not for the norms.
+            None it is solved here, and again at each call. Not for norms and the closed form.
 
     Returns:
         Margins over the ball, `-inf` where nothing is proved; `norm` is "flow" and the rule; `gap`
-        as in `certify.sdp`, None for the norms.
+        as in `certify.sdp`, None for norms and the closed form.
 
     Raises:
         ValueError: For traced arrays; images that are flat or out of the box, labels, layers and
@@ -93,15 +96,24 @@ def spatial(
     in_l2 = raised(math.sqrt(2.0) * problem.eps * limits.norm, 4)
     in_l2 = min(in_l2, float(raised(math.sqrt(np.sum(far * far)), far.size + 4)))
     in_l2 = float(raised(in_l2 * width * math.sqrt(channels), 6))
+    if bound in ("spectral", "frobenius", "linear") and constants is not None:
+        raise ValueError(f"constants must be None for {bound!r}, which has none")
     if bound in ("spectral", "frobenius"):
-        if constants is not None:
-            raise ValueError(f"constants must be None for {bound!r}, which has none")
         by_norms = spectral if bound == "spectral" else frobenius
         found = by_norms(layers, x, y, eps=np.float64(in_l2), norm="l2")
         proof = f"all flows change the image by at most {in_l2:g} in l2; {found.proof}"
         return dataclasses.replace(
             found, norm=ball.norm, eps=problem.eps, method=f"spatial {bound}", proof=proof, box=box
         )
+
+    if bound == "linear":
+        lost = width * _linear(layers, problem.eps, far, ball)
+        margins, _ = margins_by_slope(problem, 4.0, raised(lost, 1), lost)
+        proof = (
+            "closed form of what the pixels of one affine layer can do together, by proved bounds "
+            f"of M^-1 and images in [{box.low:g}, {box.high:g}]; {_common.ROUNDING}"
+        )
+        return MarginBound(margins, ball.norm, problem.eps, "spatial linear", proof, box=box)
 
     shape = limits.pixels.shape
     constants = _constants(layers, shape, ball, bound, constants)
@@ -136,6 +148,30 @@ def _read(layers: Any, x: Any, y: Any, ball: Any) -> tuple[_common.Problem, Reac
     shape = problem.x.shape[1:3]
     check_flow_ball(ball, shape)
     return problem, reach(shape, ball.null_space)
+
+
+def _linear(layers: Sequence[Layer], eps: float, far: np.ndarray, ball: FlowBall) -> np.ndarray:
+    """By how many widths of the box each pair of classes' difference can change, from above.
+
+    `|dx_i| <= |a_i| + |b_i|` widths for the two parts a, b of a flow, for all channels alike.
+    """
+    match [layer for layer in _common.on_host(layers) if not isinstance(layer, Flatten)]:
+        case [Dense(kernel, _)]:
+            pass
+        case network:
+            names = ", ".join(type(layer).__name__ for layer in network)
+            raise ValueError(f"layers must be one Dense for bound='linear'; got {names}")
+    classes = kernel.shape[1]
+    first, second = class_pairs(classes)
+    each = raised(np.abs(kernel[:, first] - kernel[:, second]), 1)
+    each = each.reshape(far.size, -1, len(first))  # pixels, channels, pairs
+    weights = raised(each.sum(1), each.shape[1]).T.reshape(-1, *far.shape)
+    box = raised(np.sum(weights * far, axis=(1, 2)), far.size + 1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        ellipsoid = raised(math.sqrt(2.0) * eps * pull(weights, ball.null_space), 3)
+    lost = np.zeros((classes, classes))
+    lost[first, second] = lost[second, first] = np.fmin(box, ellipsoid)
+    return lost
 
 
 def _changes(eps: float, pixels: np.ndarray) -> np.ndarray:
