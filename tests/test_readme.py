@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxrobust as jr
+from jaxrobust.layers import Dense, Flatten, Relu
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -56,3 +57,21 @@ def test_the_example_of_detectors_runs():
     exec(block, names)
     assert names["report"].findings == []
     assert set(names["found"].detection_rate) == {"pgd", "pgd, aware"}
+
+
+def test_the_example_of_flows_runs():
+    section = README.read_text().split("\n### Images that are bent\n")[1].split("\n### ")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    rng = np.random.default_rng(0)
+    kernels = [rng.normal(size=shape).astype(np.float32) for shape in ((784, 6), (6, 3))]
+    first, last = (Dense(kernel, np.zeros(kernel.shape[1], np.float32)) for kernel in kernels)
+    layers = [Flatten(), first, Relu(), last]
+    logits_fn = jax.tree_util.Partial(jr.layers.apply, jax.tree.map(jnp.asarray, layers))
+    x = rng.uniform(size=(4, 28, 28, 1)).astype(np.float32)
+    names = {
+        "functools": functools, "jr": jr, "x": x, "key": jax.random.key(0), "layers": layers,
+        "logits_fn": logits_fn, "y": np.asarray(logits_fn(x)).argmax(-1),
+    }  # fmt: skip
+    exec(block, names)
+    assert (np.asarray(logits_fn(names["x_adv"])).argmax(-1) != names["y"]).any()
+    assert names["report"].certified_accuracy["spatial"] <= names["report"].robust_accuracy
