@@ -319,6 +319,20 @@ def test_budgets_are_kept_and_none_is_the_clean_image():
     np.testing.assert_array_equal(flow_pgd(logits_fn, x, y, key=KEY, eps=0.0), x)
 
 
+@pytest.mark.parametrize("rule", ["dirichlet", "zero_mean"])
+def test_radii_as_large_as_numbers_get(rule):
+    logits_fn, x, y = problem()
+    for eps in (1e30, 2e38, 3.4e38):
+        ball = FlowBall(eps, rule)
+        r = jr.attacks.flow_pgd_field(logits_fn, x, y, key=KEY, ball=ball, num_steps=STEPS)
+        assert np.isfinite(np.asarray(r)).all()
+        lawful(x, jr.attacks.flow_pgd(logits_fn, x, y, key=KEY, ball=ball, num_steps=STEPS))
+    huge = jnp.full((5, 4, 2), 3e38).at[0, 0, 0].set(-3e38)
+    assert FlowBall(1.0, rule).distance(huge) > 1e38
+    kept = FlowBall(1.0, rule).project(huge)
+    assert FlowBall(1.0, rule).distance(kept) <= 1 + 1e-5
+
+
 def test_a_sweep_is_a_loop_over_radii_and_more_is_no_worse():
     with jax.enable_x64(True):
         logits_fn, x, y = problem(double=True)

@@ -26,11 +26,12 @@ class SpatialLowerBound(NamedTuple):
     Attributes:
         x: The input, in the box.
         flow: `(height, width, 2)`, in the ball.
-        loss: By how much the margin grows: `F(warp(x, flow)) - F(x)`, measured.
+        loss: By how much the margin grows: `F(warp(x, flow)) - F(x)`, measured; 0 where no iterate
+            is better than no flow.
         surrogate: The value of Theorem 1 or 2 at their own input, as printed. It bounds the
             theorems' linear approximation, which takes x for the slope of the warp, and no loss.
         trace: `(num_steps + 1,)` the loss of every iterate, the theorem's first; `loss` is the
-            largest.
+            largest, or 0.
     """
 
     x: Float[Array, "height width *channels"]
@@ -55,7 +56,7 @@ def spatial_lower_bound(
     The loss is the integral of `d/dz F(warp(x, z r))` over [0, 1], by midpoints. In turn, x goes to
     the end of its range that the sum favours, and r to the flow that is best for the sum's other
     factors held fixed. Both are exact for fixed gradients of F and slopes of the warp, so they may
-    overshoot: the best iterate by measured loss is returned.
+    overshoot: the best iterate by measured loss is returned, or no flow.
 
     Start (Theorem 1): x is the minimum-norm solution of `W x = 1`, stretched to the range, r the
     surrogate's best flow, the same down and to the right. With more hidden units than inputs W is
@@ -165,7 +166,9 @@ def _ascent(
     both = jnp.stack([weights, weights], -1)
     flow = ball.step(jnp.zeros_like(both), both, ball.eps)
     start = measured(x, flow)
-    (_, _, x, flow, loss), trace = jax.lax.scan(turn, (x, flow, x, flow, start), length=num_steps)
+    better = start > 0  # than no flow
+    best = x, jnp.where(better, flow, 0), jnp.where(better, start, 0)
+    (_, _, x, flow, loss), trace = jax.lax.scan(turn, (x, flow, *best), length=num_steps)
     return SpatialLowerBound(x, flow, loss, surrogate, jnp.append(start, trace))
 
 

@@ -129,7 +129,11 @@ def _pinned_floor(shape: tuple[int, int], pixel: tuple[int, int], lines: list[np
 
 
 def _energy(d: np.ndarray, lines: list[np.ndarray], floor: float) -> np.ndarray:
-    """Upper side of `d'Gd` for each d; entries of d may be off by one rounding."""
+    """Upper side of `d'Gd` for each d; entries of d may be off by one rounding.
+
+    Where constants are in the null space, `G M'M z` is z less its mean, which d may see if rounding
+    leaves it a sum.
+    """
     (values, rows), (others, columns) = (np.linalg.eigh(line) for line in lines)
     weight = values[:, None] + others
     weight = np.where(weight > floor / 2, 1.0 / np.where(weight > floor / 2, weight, 1.0), 0.0)
@@ -140,6 +144,9 @@ def _energy(d: np.ndarray, lines: list[np.ndarray], floor: float) -> np.ndarray:
     left = np.abs(d - first @ z - z @ second) + raised(gamma(terms) * absolute, terms)
     lengths = [np.sqrt(raised(np.sum(part * part, (1, 2)), size + 2)) for part in (d, left)]
     error = lengths[0] * lengths[1] / floor + gamma(size + 4) * np.sum(np.abs(d * z), (1, 2))
+    if first.sum() == 0:  # its rows sum to 0: constants are in the null space
+        total = np.abs(d.sum((1, 2))) + gamma(size) * np.sum(np.abs(d), (1, 2))
+        error = error + total * np.max(np.abs(z), (1, 2))
     energy = np.sum(d * z, (1, 2)) + raised(error, size + 8)
     energy = np.maximum(energy, 0.0) * (1.0 + 2.0**-51)
     return np.where(d.any((1, 2)), energy, 0.0)

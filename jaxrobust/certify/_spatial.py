@@ -25,7 +25,7 @@ from jaxrobust.certify._spatial_constants import (
 from jaxrobust.flow import FlowBall
 from jaxrobust.flow._ball import check_flow_ball
 from jaxrobust.layers import Dense, Flatten, Layer
-from jaxrobust.linalg import raised
+from jaxrobust.linalg import frobenius_upper, raised
 from jaxrobust.types import Images, Labels, MarginBound
 
 BOUNDS = ("sdp_l2", "sdp", "spectral", "frobenius", "linear")
@@ -93,8 +93,9 @@ def spatial(
     channels = problem.x[:1].size // limits.pixels.size if len(problem.x) else 1
     width = math.nextafter(box.high - box.low, math.inf)
     far = _changes(problem.eps, limits.pixels)
-    in_l2 = raised(math.sqrt(2.0) * problem.eps * limits.norm, 4)
-    in_l2 = min(in_l2, float(raised(math.sqrt(np.sum(far * far)), far.size + 4)))
+    # Raised factor by factor: what underflows in one must not be multiplied by another.
+    in_l2 = raised(float(raised(math.sqrt(2.0) * problem.eps, 2)) * limits.norm, 2)
+    in_l2 = min(float(in_l2), frobenius_upper(far))
     in_l2 = float(raised(in_l2 * width * math.sqrt(channels), 6))
     if bound in ("spectral", "frobenius", "linear") and constants is not None:
         raise ValueError(f"constants must be None for {bound!r}, which has none")
@@ -107,7 +108,8 @@ def spatial(
         )
 
     if bound == "linear":
-        lost = width * _linear(layers, problem.eps, far, ball)
+        with np.errstate(over="ignore", invalid="ignore"):
+            lost = width * _linear(layers, problem.eps, far, ball)
         margins, _ = margins_by_slope(problem, 4.0, raised(lost, 1), lost)
         proof = (
             "closed form of what the pixels of one affine layer can do together, by proved bounds "
@@ -163,12 +165,13 @@ def _linear(layers: Sequence[Layer], eps: float, far: np.ndarray, ball: FlowBall
             raise ValueError(f"layers must be one Dense for bound='linear'; got {names}")
     classes = kernel.shape[1]
     first, second = class_pairs(classes)
-    each = raised(np.abs(kernel[:, first] - kernel[:, second]), 1)
-    each = each.reshape(far.size, -1, len(first))  # pixels, channels, pairs
-    weights = raised(each.sum(1), each.shape[1]).T.reshape(-1, *far.shape)
-    box = raised(np.sum(weights * far, axis=(1, 2)), far.size + 1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        ellipsoid = raised(math.sqrt(2.0) * eps * pull(weights, ball.null_space), 3)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not bounded
+        each = raised(np.abs(kernel[:, first] - kernel[:, second]), 1)
+        each = each.reshape(far.size, -1, len(first))  # pixels, channels, pairs
+        weights = raised(each.sum(1), each.shape[1]).T.reshape(-1, *far.shape)
+        box = raised(np.sum(weights * far, axis=(1, 2)), far.size + 1)
+        budget = float(raised(math.sqrt(2.0) * eps, 2))
+        ellipsoid = raised(budget * pull(weights, ball.null_space), 1)
     lost = np.zeros((classes, classes))
     lost[first, second] = lost[second, first] = np.fmin(box, ellipsoid)
     return lost

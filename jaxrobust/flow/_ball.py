@@ -74,16 +74,22 @@ class FlowBall:
     def distance(self, flow: Float[Array, "height width 2"]) -> Float[Array, ""]:
         """How much of the budget a flow takes."""
         largest = jax.lax.stop_gradient(jnp.max(jnp.abs(flow)))
-        scale = jnp.where(largest > 0, largest, 1.0)  # so that tiny flows do not underflow
-        square = quadratic_variation(flow / scale, self.null_space)
-        return scale * jnp.sqrt(jnp.where(square > 0, square, 1.0)) * (square > 0)
+        # Neither tiny flows nor the reciprocal of huge ones may underflow.
+        unit = jnp.where(largest > 2.0**64, 2.0**64, 1.0).astype(flow.dtype)
+        scale = jnp.where(largest > 0, largest / unit, 1.0)
+        square = quadratic_variation(flow / unit / scale, self.null_space)
+        return scale * jnp.sqrt(jnp.where(square > 0, square, 1.0)) * (square > 0) * unit
 
     def project(self, flow: Float[Array, "height width 2"]) -> Float[Array, "height width 2"]:
-        """The nearest flow of the ball in its own norm: moved to keep the rule, then scaled."""
+        """The nearest flow of the ball in its own norm: moved to keep the rule, then scaled.
+
+        Displacements that overflow on the way become 0.
+        """
         flow = allowed(flow, self.null_space)
         length = self.distance(flow)
         inside = length <= self.eps
-        return flow * jnp.where(inside, 1.0, self.eps / jnp.where(inside, 1.0, length))
+        flow = flow * jnp.where(inside, 1.0, self.eps / jnp.where(inside, 1.0, length))
+        return jnp.where(jnp.all(jnp.isfinite(flow)), flow, 0.0)
 
     def step(
         self,
@@ -98,7 +104,7 @@ class FlowBall:
         largest = jnp.max(jnp.abs(gradient))
         uphill = solved(gradient / jnp.where(largest > 0, largest, 1.0), self.null_space)
         length = self.distance(uphill)
-        return flow + size * uphill / jnp.where(length > 0, length, 1.0)
+        return flow + size * (uphill / jnp.where(length > 0, length, 1.0))
 
     def sample(
         self, shape: tuple[int, int], key: Key[Array, ""], dtype: Any = jnp.float32
@@ -107,7 +113,7 @@ class FlowBall:
         direction_key, radius_key = jax.random.split(key)
         white = jax.random.normal(direction_key, (*shape, 2), dtype)
         radius = jax.random.uniform(radius_key, (), dtype) ** (1.0 / white.size)
-        return smoothed(self.eps * radius * white / norm(white, "l2"), self.null_space)
+        return smoothed(self.eps * (radius * white / norm(white, "l2")), self.null_space)
 
 
 def check_flow_ball(ball: Any, shape: tuple[int, ...] = ()) -> None:
