@@ -17,7 +17,7 @@ def tables(folder: Path) -> dict[str, str]:
     return {
         "attacks": _attacks(found),
         "bounds": _bounds(found, UPPER, BOUNDS, PRINTED),
-        "affine": _bounds(found, LINEAR, AFFINE, ()),
+        "affine": _bounds(found, LINEAR, AFFINE, ("linear",)),
     }
 
 
