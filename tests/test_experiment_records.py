@@ -1,5 +1,7 @@
 """What experiments keep."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,3 +27,17 @@ def test_a_kept_network_is_the_trained_one(tmp_path):
     assert digest(copy) == digest(trained)
     assert jnp.array_equal(copy(x), trained(x))
     assert records.restored(apply, tmp_path / "elsewhere", 4) is None
+
+
+def test_no_recorded_image_is_both_broken_and_proved():
+    """Of the trained networks of `experiments/spatial`, image by image under one budget."""
+    folder = Path(records.__file__).parent / "spatial" / "results" / "cpu" / "test"
+    found = {name: content["found"] for name, content in records.read(folder).items()}
+    names = [name.partition(" ")[2] for name in found if name.startswith("upper ")]
+    assert len(names) == 9
+    for name in names:
+        broken = found[f"within {name}"]["broken"]
+        assert any("1" in marks for marks in broken)
+        for bound, proved in found[f"upper {name}"]["proved of attacked"].items():
+            for attacked, certified in zip(broken, proved, strict=True):
+                assert ("1", "1") not in zip(attacked, certified, strict=True), (name, bound)
