@@ -110,15 +110,16 @@ def layers(place: Place, name: str) -> list[Any]:
 
 
 def clean(place: Place, name: str) -> dict[str, float]:
-    """Accuracy without an attack."""
+    """Accuracy without an attack, and by how far the true logit leads where it does: the median."""
     x, y = place.images
     subject = place.network(name)
     assert subject is not None
-    right = [
-        np.argmax(subject(x[at : at + 1000]), -1) == y[at : at + 1000]
-        for at in range(0, len(y), 1000)
-    ]
-    return {"accuracy": float(np.mean(np.concatenate(right)))}
+    logits = np.concatenate(
+        [np.asarray(subject(x[at : at + 1000])) for at in range(0, len(y), 1000)]
+    )
+    own = np.arange(logits.shape[1]) == y[:, None]
+    lead = logits[own] - np.max(logits, axis=1, where=~own, initial=-np.inf)
+    return {"accuracy": float(np.mean(lead > 0)), "lead": float(np.median(lead[lead > 0]))}
 
 
 def lower(place: Place, name: str) -> dict[str, Any]:
