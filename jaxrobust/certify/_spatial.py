@@ -46,8 +46,8 @@ def spatial(
     most `h(eps lambda_i) <= sqrt(2) eps lambda_i` widths of the box; all C channels together change
     by at most `sqrt(2 C) eps ||M^-1||_2` widths in l2. The bounds are those of
 
-    - "sdp_l2": the semidefinite relaxation over that l2 ball (ours; tighter by 2 to 3 on dense
-      networks of 28 x 28 inputs);
+    - "sdp_l2": the semidefinite relaxation over that l2 ball (ours; 1.6 to 2.9 times tighter than
+      the paper's on the networks of `experiments/spatial`);
     - "sdp": the paper's, over the box of all pixels' changes, the program of `certify.sdp` for
       `W diag(lambda)`. For one affine layer it is exact over the box (Eq. 16);
     - "spectral", "frobenius": `certify.spectral` and `frobenius` over the l2 ball, any depth;
