@@ -70,8 +70,8 @@ class Sizes:
 
     Attributes:
         epochs: Numbers of epochs are multiplied by this and rounded up.
-        attacked: Images under stAdv, at each tau.
-        steps: Steps of stAdv.
+        attacked: Images under rotations and translations.
+        steps: Steps of stAdv for Figure 1, four times those of the attack within a ball.
         bounded: Images whose margins the upper bounds are held against.
         budget: Images under the attack within a ball of flows.
     """
@@ -88,6 +88,9 @@ PRESETS = {
     "smoke": Sizes(0.02, 10, 10, 50, 10),
 }
 """The paper gives no number of images, steps or epochs; "cpu" is of its networks' size."""
+
+CONVERGED = {"cpu": (200, 1000), "smoke": (10, 10)}
+"""Images under stAdv at each tau, by preset, and its steps: so many that it converges."""
 
 LOWER = ("nt", "rd", "at")
 LINEAR = ("linear nt", "linear rd", "linear at")

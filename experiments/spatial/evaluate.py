@@ -94,6 +94,8 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
             "name": title, "data": place.data, "weights": digest(subject), "seed": place.seed,
             "sizes": place.sizes,
         }  # fmt: skip
+        if measure is stadv:
+            about["sizes"] = config.CONVERGED[place.preset]
         command = (
             f"python -m experiments.spatial --stage evaluate --data {place.data} "
             f"--preset {place.preset}"
@@ -282,11 +284,12 @@ def stadv(place: Place, name: str) -> dict[str, Any]:
     """Success of stAdv on what the network gets right, and the accuracy left, at each tau."""
     subject = place.network(name)
     assert subject is not None
-    x, y = (part[: place.sizes.attacked] for part in place.images)
+    num_images, num_steps = config.CONVERGED[place.preset]
+    x, y = (part[:num_images] for part in place.images)
     right = np.asarray(np.argmax(subject(x), -1) == y)
     found: dict[str, Any] = {"tau": config.TAUS, "clean": float(np.mean(right))}
     for tau in config.TAUS:
-        attack = functools.partial(jr.attacks.flow_field, tau=tau, num_steps=place.sizes.steps)
+        attack = functools.partial(jr.attacks.flow_field, tau=tau, num_steps=num_steps)
         flows = _batched(place, subject, attack, x, y)
         x_adv = np.clip(jax.vmap(jr.flow.warp)(x, flows), 0, 1)
         broken = np.asarray(np.argmax(subject(x_adv), -1) != y)

@@ -103,7 +103,7 @@ def _upper(path: Path, found: dict[str, Any], names: Sequence[str]) -> None:
                     [attack["eps"][i] for i in inside], [attack["loss"][i] for i in inside], "k.",
                     label="flow_pgd",
                 )  # fmt: skip
-            title = f"{name}, {'corrected' if row else 'as printed (no bounds)'}"
+            title = f"{name}, {'corrected' if row else 'as printed'}"
             axis.set(title=title, xlabel="eps", ylim=(0, 1.03), xlim=(0, of["eps"][-1]))
             axis.grid(color="0.92")
     for row in axes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import records
-from experiments.spatial.config import LINEAR, SIX, TAU, UPPER
+from experiments.spatial.config import EPS_WITHIN, LINEAR, SIX, TAU, UPPER
 from experiments.spatial.evaluate import AFFINE, BOUNDS, PRINTED
 
 
@@ -17,6 +17,7 @@ def tables(folder: Path) -> dict[str, str]:
     return {
         "attacks": _attacks(found),
         "bounds": _bounds(found, UPPER, BOUNDS, PRINTED),
+        "meeting": _meeting(found),
         "affine": _bounds(found, LINEAR, AFFINE, ("linear",)),
     }
 
@@ -61,6 +62,24 @@ def _bounds(
     head = ["", *(f"{b}, per eps" for b in bounds), *(f"{b} at 0.01, %" for b in bounds),
             *(f"{b} as printed, %" for b in printed)]  # fmt: skip
     return records.table(head, rows)
+
+
+def _meeting(found: dict[str, Any]) -> str:
+    """Of the images that are attacked: proved by the tightest bound, and not broken."""
+    radii = [eps for eps in EPS_WITHIN if eps <= 0.15]
+    rows = []
+    for name in (*UPPER, *LINEAR):
+        proved = found.get(f"upper {name}", {}).get("proved of attacked", {})
+        within = found.get(f"within {name}")
+        cells = [""] * len(radii)
+        if proved and within:
+            bound = "linear" if name in LINEAR else "sdp_l2"
+            cells = [
+                f"{certified.count('1')} / {broken.count('0')}"
+                for certified, broken in zip(proved[bound], within["broken"], strict=True)
+            ][: len(radii)]
+        rows.append([name, *cells])
+    return records.table(["", *(f"eps {eps:g}" for eps in radii)], rows)
 
 
 def _proved(of: dict[str, Any], bound: str) -> str:

@@ -104,8 +104,8 @@ def flow_field(
             margin the paper takes, or another of `f1` to `f7`.
         kappa: Confidence: by how much the wanted logit must exceed all others.
         tau: Weight of the total variation: a scalar or one a row.
-        num_steps: Steps of Adam. 200 break about what can be broken, by flows twice as rough as
-            can be; 1,000 come within 1 % of what L-BFGS converges to (`benchmarks/README.md`).
+        num_steps: Steps of Adam. With 200 flows are still rougher than they need be, and where
+            logits are small against tau many that exist are missed; 1,000 find most of those.
         learning_rate: Of its first step, in pixels: no pixel moves much farther in one step.
         gradient: Gradient estimator, in the image.
 

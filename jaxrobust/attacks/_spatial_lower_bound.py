@@ -149,7 +149,7 @@ def _ascent(
         x = jnp.where(rate > 0, high, jnp.where(rate < 0, low, x))
         flow = ball.step(jnp.zeros_like(flow), slopes_of_flow(x, flow), ball.eps)
         loss = measured(x, flow)
-        better = loss > most
+        better = (loss > most) & jnp.any(flow != 0)  # a flow of 0 has no loss but rounding
         kept = jnp.where(better, x, best_x), jnp.where(better, flow, best_flow)
         return (x, flow, *kept, jnp.where(better, loss, most)), loss
 
@@ -166,7 +166,7 @@ def _ascent(
     both = jnp.stack([weights, weights], -1)
     flow = ball.step(jnp.zeros_like(both), both, ball.eps)
     start = measured(x, flow)
-    better = start > 0  # than no flow
+    better = (start > 0) & jnp.any(flow != 0)  # than no flow
     best = x, jnp.where(better, flow, 0), jnp.where(better, start, 0)
     (_, _, x, flow, loss), trace = jax.lax.scan(turn, (x, flow, *best), length=num_steps)
     return SpatialLowerBound(x, flow, loss, surrogate, jnp.append(start, trace))

@@ -53,7 +53,8 @@ def spatial(
     - "spectral", "frobenius": `certify.spectral` and `frobenius` over the l2 ball, any depth;
     - "linear": the closed form for one affine layer, ours: with w the absolute difference of two
       classes' weights, summed over channels, margins fall by no more than `sqrt(2) eps sqrt(w'Gw)`
-      widths, G the inverse of M'M (not for "zero_mean"), nor than `sum_i w_i h(eps lambda_i)`.
+      widths, G the inverse of M'M (not for "zero_mean"), nor than `sum_i w_i h(eps lambda_i)`, nor
+      than over the l2 ball.
 
     The derivation is in `experiments/spatial/README.md`. None of them looks at the image beyond its
     clean margins. Factors that print lacks (eps and ||M^-1||, slopes along both axes) are in;
@@ -109,7 +110,7 @@ def spatial(
 
     if bound == "linear":
         with np.errstate(over="ignore", invalid="ignore"):
-            lost = width * _linear(layers, problem.eps, far, ball)
+            lost = _linear(layers, problem.eps, far, ball, width, in_l2)
         margins, _ = margins_by_slope(problem, 4.0, raised(lost, 1), lost)
         proof = (
             "closed form of what the pixels of one affine layer can do together, by proved bounds "
@@ -152,10 +153,13 @@ def _read(layers: Any, x: Any, y: Any, ball: Any) -> tuple[_common.Problem, Reac
     return problem, reach(shape, ball.null_space)
 
 
-def _linear(layers: Sequence[Layer], eps: float, far: np.ndarray, ball: FlowBall) -> np.ndarray:
-    """By how many widths of the box each pair of classes' difference can change, from above.
+def _linear(
+    layers: Sequence[Layer], eps: float, far: np.ndarray, ball: FlowBall, width: float, in_l2: float
+) -> np.ndarray:
+    """By how much each pair of classes' difference can change, from above.
 
-    `|dx_i| <= |a_i| + |b_i|` widths for the two parts a, b of a flow, for all channels alike.
+    `|dx_i| <= |a_i| + |b_i|` widths for the two parts a, b of a flow, for all channels alike; the
+    image changes by `in_l2` at most.
     """
     match [layer for layer in _common.on_host(layers) if not isinstance(layer, Flatten)]:
         case [Dense(kernel, _)]:
@@ -167,13 +171,15 @@ def _linear(layers: Sequence[Layer], eps: float, far: np.ndarray, ball: FlowBall
     first, second = class_pairs(classes)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not bounded
         each = raised(np.abs(kernel[:, first] - kernel[:, second]), 1)
+        in_norm = raised(in_l2 * np.array([frobenius_upper(v) for v in each.T]), 1)
         each = each.reshape(far.size, -1, len(first))  # pixels, channels, pairs
         weights = raised(each.sum(1), each.shape[1]).T.reshape(-1, *far.shape)
         box = raised(np.sum(weights * far, axis=(1, 2)), far.size + 1)
         budget = float(raised(math.sqrt(2.0) * eps, 2))
         ellipsoid = raised(budget * pull(weights, ball.null_space), 1)
     lost = np.zeros((classes, classes))
-    lost[first, second] = lost[second, first] = np.fmin(box, ellipsoid)
+    least = np.fmin(raised(width * np.fmin(box, ellipsoid), 1), in_norm)
+    lost[first, second] = lost[second, first] = least
     return lost
 
 

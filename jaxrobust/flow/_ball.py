@@ -74,16 +74,19 @@ class FlowBall:
     def distance(self, flow: Float[Array, "height width 2"]) -> Float[Array, ""]:
         """How much of the budget a flow takes."""
         largest = jax.lax.stop_gradient(jnp.max(jnp.abs(flow)))
-        # Neither tiny flows nor the reciprocal of huge ones may underflow.
-        unit = jnp.where(largest > 2.0**64, 2.0**64, 1.0).astype(flow.dtype)
-        scale = jnp.where(largest > 0, largest / unit, 1.0)
-        square = quadratic_variation(flow / unit / scale, self.null_space)
-        return scale * jnp.sqrt(jnp.where(square > 0, square, 1.0)) * (square > 0) * unit
+        # Tiny flows must not underflow, nor the reciprocal of huge ones: hence two scalings, chosen
+        # and not divided, which the compiler would make one of.
+        huge = largest > 2.0**64
+        smaller = jnp.where(huge, flow * 2.0**-64, flow)
+        scale = jnp.where(largest > 0, jnp.where(huge, largest * 2.0**-64, largest), 1.0)
+        square = quadratic_variation(smaller / scale, self.null_space)
+        length = scale * jnp.sqrt(jnp.where(square > 0, square, 1.0)) * (square > 0)
+        return jnp.where(huge, length * 2.0**64, length)
 
     def project(self, flow: Float[Array, "height width 2"]) -> Float[Array, "height width 2"]:
         """The nearest flow of the ball in its own norm: moved to keep the rule, then scaled.
 
-        Displacements that overflow on the way become 0.
+        A flow that is not finite, or overflows on the way, becomes 0.
         """
         flow = allowed(flow, self.null_space)
         length = self.distance(flow)
