@@ -10,6 +10,7 @@ from pathlib import Path
 from quick import FLAGS
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # tests run beside each other; NumPy's threads would spin
 # What the environment asks for comes last, and wins.
 os.environ["XLA_FLAGS"] = " ".join(
     ["--xla_force_host_platform_device_count=4", FLAGS, os.environ.get("XLA_FLAGS", "")]
