@@ -11,10 +11,8 @@ FLAGS = " ".join(
     [
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
-        # Flags of this release; later ones refuse what they do not know. The second: each process
-        # compiles on its own core, where splitting a program only costs.
-        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-        * version("jaxlib").startswith("0.10."),
+        # A flag of this release; later ones refuse what they do not know.
+        "--xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
     ]
 )
 
