@@ -144,7 +144,7 @@ def contenders(setting: Setting) -> dict[str, Callable[[], Any]]:
 
 
 def to_the_end(setting: Setting) -> dict[str, Callable[[], Any]]:
-    """Ours and SciPy's, with so many gradients that SciPy stops by itself."""
+    """Ours and SciPy's, with many more gradients."""
     steps = setting.num_steps
     return {
         f"attacks.flow_field, {5 * steps}": lambda: ours(setting, 5 * steps),

@@ -89,8 +89,9 @@ PRESETS = {
 }
 """The paper gives no number of images, steps or epochs; "cpu" is of its networks' size."""
 
-CONVERGED = {"cpu": (200, 1000), "smoke": (10, 10)}
-"""Images under stAdv at each tau, by preset, and its steps: so many that it converges."""
+STADV = {"cpu": (200, 1000), "smoke": (10, 10)}
+"""Images under stAdv at each tau, by preset, and its steps: at the default 200 many flows are
+missed."""
 
 LOWER = ("nt", "rd", "at")
 LINEAR = ("linear nt", "linear rd", "linear at")

@@ -95,7 +95,7 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
             "sizes": place.sizes,
         }  # fmt: skip
         if measure is stadv:
-            about["sizes"] = config.CONVERGED[place.preset]
+            about["sizes"] = config.STADV[place.preset]
         command = (
             f"python -m experiments.spatial --stage evaluate --data {place.data} "
             f"--preset {place.preset}"
@@ -284,7 +284,7 @@ def stadv(place: Place, name: str) -> dict[str, Any]:
     """Success of stAdv on what the network gets right, and the accuracy left, at each tau."""
     subject = place.network(name)
     assert subject is not None
-    num_images, num_steps = config.CONVERGED[place.preset]
+    num_images, num_steps = config.STADV[place.preset]
     x, y = (part[:num_images] for part in place.images)
     right = np.asarray(np.argmax(subject(x), -1) == y)
     found: dict[str, Any] = {"tau": config.TAUS, "clean": float(np.mean(right))}

@@ -109,8 +109,7 @@ def spatial(
         )
 
     if bound == "linear":
-        with np.errstate(over="ignore", invalid="ignore"):
-            lost = _linear(layers, problem.eps, far, ball, width, in_l2)
+        lost = _linear(layers, problem.eps, far, ball, width, in_l2)
         margins, _ = margins_by_slope(problem, 4.0, raised(lost, 1), lost)
         proof = (
             "closed form of what the pixels of one affine layer can do together, by proved bounds "
@@ -177,8 +176,8 @@ def _linear(
         box = raised(np.sum(weights * far, axis=(1, 2)), far.size + 1)
         budget = float(raised(math.sqrt(2.0) * eps, 2))
         ellipsoid = raised(budget * pull(weights, ball.null_space), 1)
+        least = np.fmin(raised(width * np.fmin(box, ellipsoid), 1), in_norm)
     lost = np.zeros((classes, classes))
-    least = np.fmin(raised(width * np.fmin(box, ellipsoid), 1), in_norm)
     lost[first, second] = lost[second, first] = least
     return lost
 
