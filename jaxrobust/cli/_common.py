@@ -37,6 +37,7 @@ def default_eps(dataset: str, norm: str) -> float:
     return EPS.get(dataset, OTHER_EPS)[norm]
 
 
+@functools.cache  # one module, so that networks of one architecture share compiled programs
 def build(name: ModelName, num_classes: int) -> nn.Module:
     """A network by its name."""
     if name == "mlp":

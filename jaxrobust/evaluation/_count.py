@@ -13,7 +13,7 @@ from jax.extend.core import jaxprs_in_params
 from jaxrobust.gradients import GRADIENT
 from jaxrobust.loops import TURNS
 from jaxrobust.threat import Threat
-from jaxrobust.types import FORWARD, Attack, LogitsFn
+from jaxrobust.types import FORWARD, Attack, LogitsFn, as_partial
 
 
 def count(
@@ -34,25 +34,26 @@ def count(
     Returns:
         `(gradients, forwards)`; None where they sit in a loop without a stated bound.
     """
-    leaves, structure = jax.tree.flatten(logits_fn)
+    leaves, structure = jax.tree.flatten((as_partial(attack), logits_fn))
     shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     image = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     threat = jax.tree.structure(ball)
-    return _cached(attack, structure, shapes, image, num_classes, threat)
+    return _cached(structure, shapes, image, num_classes, threat)
 
 
 @functools.lru_cache(maxsize=256)
 def _cached(
-    attack: Attack, structure: Any, shapes: Any, image: Any, num_classes: int, threat: Any
+    structure: Any, shapes: Any, image: Any, num_classes: int, threat: Any
 ) -> tuple[int | None, int | None]:
-    def traced(logits_fn: Any, x: Any, y: Any, key: Any, eps: Any) -> Any:
+    def traced(functions: Any, x: Any, y: Any, key: Any, eps: Any) -> Any:
+        attack, logits_fn = functions
         return attack(logits_fn, x, y, key=key, ball=jax.tree.unflatten(threat, [eps]))
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     label = jax.ShapeDtypeStruct((1,), "int32")
     eps = jax.ShapeDtypeStruct((1,), image.dtype)
-    logits_fn = jax.tree.unflatten(structure, shapes)
-    jaxpr = jax.make_jaxpr(traced)(logits_fn, image, label, keys, eps).jaxpr
+    functions = jax.tree.unflatten(structure, shapes)
+    jaxpr = jax.make_jaxpr(traced)(functions, image, label, keys, eps).jaxpr
     return _times(jaxpr, GRADIENT, math.prod(image.shape)), _times(jaxpr, FORWARD, num_classes)
 
 
