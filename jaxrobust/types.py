@@ -126,12 +126,15 @@ def embedding_of(outputs: PyTree) -> Float[Array, "batch features"]:
     """
     if not isinstance(outputs, tuple) or len(outputs) < 2:
         came = f"a tuple of {len(outputs)}" if isinstance(outputs, tuple) else "logits alone"
-        raise ValueError(f"the model must return a tuple (logits, embedding); got {came}")
+        raise ValueError(
+            "outputs must be a tuple (logits, embedding), of a model that exposes its embedding; "
+            f"got {came}"
+        )
     logits, embedding = outputs[:2]
     shape = jnp.shape(embedding)
     if len(shape) < 2 or shape[0] != jnp.shape(logits)[0]:
         raise ValueError(
-            f"the model's embedding must have shape ({jnp.shape(logits)[0]}, *dims), a row for "
+            f"outputs must hold an embedding of shape ({jnp.shape(logits)[0]}, *dims), a row for "
             f"each row of logits; got {shape}"
         )
     return jnp.reshape(embedding, (shape[0], -1))

@@ -463,9 +463,9 @@ def test_other_mistakes_are_named(untyped):
         density((outputs[0], outputs[1][:, :4]))
     with pytest.raises(ValueError, match="logits of the detector's 3 classes; got 4"):
         density((logits_for(y, 4), outputs[1]))
-    with pytest.raises(ValueError, match=r"outputs must be \(logits, embedding\)"):
+    with pytest.raises(ValueError, match=r"outputs must be a tuple \(logits, embedding\)"):
         density(outputs[0])
-    with pytest.raises(ValueError, match=r"of shapes \(batch, classes\) and \(batch, dims\)"):
+    with pytest.raises(ValueError, match=r"an embedding of shape \(60, \*dims\)"):
         density((outputs[0], outputs[1][:5]))
     with pytest.raises(ValueError, match=r"rate must lie in \[0, 1\)"):
         detect.calibrated(density, outputs, rate=1.0)

@@ -239,7 +239,9 @@ def test_what_is_no_detector_is_refused(case, untyped):
         run(detectors={"one": 1})
     with pytest.raises(ValueError, match=r"'all' must return a score for each row.* got \(3, 2\)"):
         run(detectors={"all": density.scores})
-    with pytest.raises(ValueError, match=r"detector 'density': outputs must be \(logits, embed"):
+    with pytest.raises(
+        ValueError, match=r"detector 'density': outputs must be a tuple \(logits, embed"
+    ):
         run(logits_fn=lambda x: model(x)[0], detectors={"density": density})
 
 

@@ -112,7 +112,7 @@ def test_kill_minus_nine_and_resume_end_in_the_same_bits(tmp_path):
     _, errors = process.communicate()
     assert process.returncode == 0, errors.decode()[-2000:]
     kills = 0
-    for wanted in (5, 25, 45):
+    for wanted in (5, 45):
         process = start(killed)
         lines = killed / "metrics.jsonl"
         while process.poll() is None:
@@ -122,7 +122,7 @@ def test_kill_minus_nine_and_resume_end_in_the_same_bits(tmp_path):
                 break
             time.sleep(0.005)
         process.communicate()
-    assert kills >= 2
+    assert kills == 2
     # A kill in the middle of a line leaves half of it.
     with (killed / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1, "epo')

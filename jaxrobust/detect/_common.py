@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrobust import checks
-from jaxrobust.types import predicted_class
+from jaxrobust.types import embedding_of, predicted_class
 
 
 class ClassConditional(abc.ABC):
@@ -57,19 +57,13 @@ def of_predicted(scores: Array, logits: Array) -> Array:
 
 
 def logits_and_embedding(outputs: Any) -> tuple[Any, Any]:
-    """The two, the embedding at least in float32, or an error that says what was missing."""
-    if not isinstance(outputs, tuple) or len(outputs) < 2:
+    """The two; the embedding flattened, and at least in float32."""
+    embedding = jnp.asarray(embedding_of(outputs))
+    logits = outputs[0]
+    if jnp.ndim(logits) != 2:
         raise ValueError(
-            "outputs must be (logits, embedding), of a model that exposes its embedding; got "
-            f"{type(outputs).__name__}"
+            f"outputs must hold logits of shape (batch, classes); got {jnp.shape(logits)}"
         )
-    logits, embedding = outputs[:2]
-    if jnp.ndim(logits) != 2 or jnp.ndim(embedding) != 2 or len(logits) != len(embedding):
-        raise ValueError(
-            "outputs must be (logits, embedding) of shapes (batch, classes) and (batch, dims); got "
-            f"{jnp.shape(logits)} and {jnp.shape(embedding)}"
-        )
-    embedding = jnp.asarray(embedding)
     return logits, embedding.astype(jnp.promote_types(embedding.dtype, jnp.float32))
 
 
