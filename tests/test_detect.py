@@ -182,12 +182,20 @@ def test_the_rate_on_clean_images_never_exceeds_the_one_asked_for(rate):
     assert (np.asarray(seven((logits_for(y), jnp.asarray(z)))) < 0).sum() == 49
 
 
-def test_medians_reject_half_of_the_points_themselves():
-    z, y = clusters(0, 600)
-    made = detect.kernel_density(z, y, num_classes=3, bandwidth=0.4, thresholds=5.0)
-    found = detect.median_thresholds(made, z, y)
-    rejected = np.asarray(found((logits_for(y), jnp.asarray(z)))) < 0
-    assert [rejected[y == c].sum() for c in range(3)] == [100] * 3
+def test_medians_reject_half_of_clean_images():
+    """And those of the reference points, which count themselves, far more."""
+    z, y = clusters(0, 600, dims=20)
+    held, fresh = (clusters(seed, 3000, dims=20)[0] for seed in (1, 2))
+    labels = np.arange(3000) % 3
+    made = detect.kernel_density(z, y, num_classes=3, bandwidth=0.3, thresholds=5.0)
+    fair, lifted = (
+        np.asarray(
+            detect.median_thresholds(made, of, c)((logits_for(labels), jnp.asarray(fresh))) < 0
+        )
+        for of, c in ((held, labels), (z, y))
+    )
+    assert all(abs(fair[labels == c].mean() - 0.5) < 0.09 for c in range(3))
+    assert lifted.mean() > 0.95
 
 
 def test_curves_are_those_of_scikit_learn():
@@ -331,6 +339,64 @@ def test_pgd_passes_just_beyond_the_nearest_and_never_before(starts, targeted):
             loss=losses.targeted(loss) if targeted else loss, num_steps=300, step_size=eps / 100,
         )  # fmt: skip
         assert (outcome(x_adv) == passes).all(), (factor, outcome(x_adv))
+
+
+def test_apgd_ends_at_the_densest_image_of_the_ball_that_is_misclassified(starts):
+    x, nearest = starts
+    ball = jr.Ball("l2", jnp.asarray(1.2 * nearest, jnp.float32))
+    axis = np.linspace(0, 1, 1001)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    grid = grid[grid[:, 0] > 0.5]
+    score = exact_score(grid)
+    within = np.linalg.norm(x[:, None] - grid, axis=-1) <= 1.2 * nearest[:, None]
+    best = np.where(within, score, -np.inf).max(1)
+    x_adv = jr.attacks.apgd(
+        detect.exposed(plane, planes_detector()), x, np.zeros(len(x), int), key=jax.random.key(0),
+        ball=ball, num_steps=200, num_restarts=5,
+        loss=losses.selective(losses.f6, detect.hinge(1000.0)),
+    )  # fmt: skip
+    assert (np.asarray(x_adv)[:, 0] > 0.5).all()
+    np.testing.assert_allclose(exact_score(np.asarray(x_adv)), best, atol=0.02)
+
+
+def triangle(x):
+    """Three classes around the middle of the plane."""
+    centres = jnp.array([[0.2, 0.5], [0.6, 0.5], [0.5, 0.9]])
+    return -20 * jnp.sum((x[:, None] - centres) ** 2, -1), x
+
+
+def test_the_nearest_of_all_targets_is_the_nearest_that_passes():
+    """Class 1 is the nearer to be taken for; class 2 the nearer that passes."""
+    reference = np.array(
+        [[0.2, 0.5], [0.25, 0.5], [0.95, 0.1], [0.9, 0.1], [0.4, 0.8], [0.45, 0.85]]
+    )
+    detector = detect.kernel_density(
+        reference.astype(np.float32), np.array([0, 0, 1, 1, 2, 2]), num_classes=3, bandwidth=0.06,
+        thresholds=0.5,
+    )  # fmt: skip
+    x = np.random.default_rng(0).uniform([0.15, 0.45], [0.3, 0.55], (8, 2)).astype(np.float32)
+    y = np.zeros(8, int)
+    axis = np.linspace(0, 1, 801)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
+    outputs = triangle(jnp.asarray(grid))
+    taken = np.asarray(outputs[0].argmax(-1))
+    passes = (taken != 0) & (np.asarray(detector(outputs)) >= 0)
+    apart = np.linalg.norm(x[:, None] - grid, axis=-1)
+    assert (taken[np.where(taken != 0, apart, np.inf).argmin(1)] == 1).all()
+    assert (taken[np.where(passes, apart, np.inf).argmin(1)] == 2).all()
+    distance = np.full((2, 8), np.inf)
+    for target in (1, 2):
+        x_adv = jr.attacks.carlini_wagner_l2(
+            detect.exposed(triangle, detector), x, y, key=jax.random.key(0), num_steps=400,
+            loss=losses.penalized(losses.f6, detect.hinge()), initial_c=0.01, abort_early=False,
+            target=np.full(8, target),
+        )  # fmt: skip
+        outputs = triangle(x_adv)
+        passed = (np.asarray(outputs[0]).argmax(-1) == target) & (detector(outputs) >= 0)
+        distance[target - 1] = np.where(passed, np.linalg.norm(x_adv - x, axis=1), np.inf)
+    nearest = np.where(passes, apart, np.inf).min(1)
+    assert (distance.min(0) >= 0.995 * nearest).all()
+    assert (distance.min(0) <= 1.03 * nearest).all()
 
 
 def test_an_attack_that_does_not_know_the_detector_is_rejected(starts):

@@ -167,6 +167,24 @@ def test_a_penalty_is_paid_and_stays_one_where_the_loss_is_targeted():
     assert losses.confident(both, 1.0).loss.kappa == 1.0
 
 
+def test_a_selective_loss_is_the_loss_until_it_is_reached_and_then_the_penalty():
+    penalty = lambda outputs, y: jax.nn.relu(outputs[1])
+    loss = losses.selective(losses.margin, penalty)
+    slope = jax.grad(lambda outputs, loss, y: loss(outputs, jnp.asarray(y)))
+    for form, hit, missed in ((loss, 0, 1), (losses.targeted(loss), 1, 0)):
+        for seen in (0.0, 3.0, 1e6):
+            outputs = (jnp.array([0.0, 1.0]), jnp.asarray(seen))
+            assert float(form(outputs, jnp.asarray(hit))) == pytest.approx(1 / (1 + seen))
+            assert float(form(outputs, jnp.asarray(missed))) == -1
+            assert bool(losses.success(form, outputs, jnp.asarray(hit))) == (seen == 0)
+            assert not losses.success(form, outputs, jnp.asarray(missed))
+        outputs = (jnp.array([0.0, 1.0]), jnp.asarray(3.0))
+        logits, seen = slope(outputs, form, hit)
+        assert (float(seen), logits.tolist()) == (-1 / 16, [0, 0])
+        logits, seen = slope(outputs, form, missed)
+        assert (float(seen), logits.tolist()) == (0, [1, -1])
+
+
 @pytest.mark.parametrize("loss", SEVEN)
 def test_untargeted_confidence_is_over_the_true_class_alone(loss):
     """Two wrong classes at the top, close together: one of them need not beat the other."""
@@ -198,6 +216,20 @@ def test_dlr_leaves_out_classes_that_are_ruled_out():
 def test_a_target_is_given_once():
     with pytest.raises(ValueError, match="must not be targeted already"):
         losses.targeted(losses.targeted(losses.margin))
+
+
+def test_a_penalty_that_drowns_the_loss_does_not_where_it_is_selective():
+    """Class 1 where x0 > 0.5, which a steep penalty dislikes more than the logits like it."""
+    model = lambda x: (jnp.stack([0.0 * x[:, 0], x[:, 0] - 0.5], -1), x[:, 0])
+    penalty = lambda outputs, y: 100 * jnp.maximum(0.0, outputs[1] - 0.2)
+    x, y = jnp.array([[0.4], [0.3]]), jnp.array([0, 0])
+    for form, broken in ((losses.penalized, False), (losses.selective, True)):
+        x_adv = jr.attacks.apgd(
+            model, x, y, key=jax.random.key(0), ball=jr.Ball("linf", 0.4), num_steps=50,
+            loss=form(losses.f6, penalty),
+        )  # fmt: skip
+        assert (np.asarray(x_adv)[:, 0] > 0.5).tolist() == [broken] * 2
+    assert (np.asarray(x_adv) < 0.55).all()  # near the least that is misclassified
 
 
 @pytest.mark.parametrize("name", ["bim", "pgd", "apgd", "square", "second_order"])

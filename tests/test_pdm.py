@@ -410,6 +410,34 @@ def test_parts_add_up_with_any_other_objective(params, batch):
     assert set(out.metrics) == {"accuracy", "variance", "siamese"}
 
 
+def test_parts_of_one_model_share_a_pass(params, batch):
+    calls = []
+
+    def counted(params, model_state, x):
+        calls.append(x.shape)
+        return forward(params, {}, x)[0], {"passes": model_state["passes"] + 1}
+
+    attack = lambda logits_fn, x, y, *, key, ball: x
+    parts = (
+        objectives.cross_entropy(counted),
+        objectives.madry(counted, attack, ball=jr.Ball("linf", 0.1), eval_forward=counted),
+        objectives.scale(4.0, objectives.reduce_variance(counted)),
+        objectives.siamese(counted),
+    )
+    out, grads = step(objectives.add(*parts), params, batch, {"passes": 0})
+    assert out.model_state == {"passes": 2}
+    assert len(calls) == 2
+    draws = [jax.random.fold_in(KEY, i) for i in range(4)]
+    alone = [
+        one.value_and_grad(params, {"passes": 0}, (), batch, key=own)
+        for one, own in zip(parts, draws, strict=True)
+    ]
+    np.testing.assert_allclose(out.loss, sum(one.loss for one, _ in alone), rtol=1e-6)
+    whole = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), [g for _, g in alone])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads, whole)
+    assert set(out.metrics) == set().union(*(one.metrics for one, _ in alone))
+
+
 @pytest.mark.parametrize("name", ["reduce_variance", "siamese", "pdm"])
 def test_a_model_without_embedding_is_refused(params, batch, name):
     def answer(outputs):

@@ -8,7 +8,6 @@ from typing import Literal
 
 import tyro
 
-import jaxrobust as jr
 from experiments import records
 from experiments.pdm import config, evaluate, figures, tables, train
 
@@ -43,10 +42,7 @@ def main(args: Args) -> None:
     place = evaluate.Place(args.out, args.results, args.preset, args.data, args.seed)
     if args.stage == "evaluate":
         evaluate.record(place, args.only)
-        for name in config.NETWORKS:
-            path = place.folder / f"t-sne-{name.replace(' ', '-')}.npz"
-            if not path.exists() and place.network(name) is not None:
-                jr.files.write_arrays(path, evaluate.positions(place, name))
+        evaluate.keep_positions(place)
     figures.draw(place.folder)
     shown = tables.tables(place.folder.parent)
     records.show(shown, args.results.parent / "README.md", args.preset)

@@ -40,6 +40,10 @@ TABLE_3 = {"mnist": (0.087, 0.104, 0.162), "cifar10": (0.008, 0.019, 0.026)}
 TABLE_4 = {"mnist": (0.88, 0.94, 0.99), "cifar10": (0.93, 0.933, 0.952)}
 
 
+FEW = 30
+"""Pairs below which an area is not worth showing."""
+
+
 def tables(folder: Path) -> dict[str, str]:
     """Markdown tables by their names in the README, of a preset's folder."""
     shown = {}
@@ -47,7 +51,9 @@ def tables(folder: Path) -> dict[str, str]:
         found = {name: content["found"] for name, content in records.read(folder / data).items()}
         shown |= {
             f"table 1 {data}": _clean(found, data),
+            f"detectors {data}": _detectors(found),
             f"table 2 {data}": _gray_box(found, data),
+            f"mahalanobis {data}": _mahalanobis(found, data),
             f"table 3 {data}": _white_box(found, data),
             f"table 4 {data}": _black_box(found, data),
             f"adaptive {data}": _adaptive(found),
@@ -56,16 +62,29 @@ def tables(folder: Path) -> dict[str, str]:
 
 
 def _clean(found: dict[str, Any], data: str) -> str:
+    keys = ("davies_bouldin", "variance", "distance", "margin", "jacobian", "penetration")
     rows = []
     for name in NETWORKS:
-        cells = [name, "", TABLE_1[data].get(name, ""), *[""] * 5]
+        cells = [name, "", TABLE_1[data].get(name, ""), *[""] * len(keys)]
         if of := found.get(f"clean {name}"):
             cells[1] = f"{100 * of['accuracy']:.2f}"
-            keys = ("davies_bouldin", "variance", "distance", "margin", "jacobian")
             cells[3:] = [f"{of[key]:.3g}" for key in keys]
         rows.append(cells)
     head = ["", "accuracy, %", "paper", "Davies-Bouldin", "cluster variance", "cluster distance",
-            "embedding margin", "Jacobian norm"]  # fmt: skip
+            "embedding margin", "Jacobian norm", "margin / norm"]  # fmt: skip
+    return records.table(head, rows)
+
+
+def _detectors(found: dict[str, Any]) -> str:
+    rows = []
+    for name in DEFENCES:
+        cells = [name, *[""] * 4]
+        if of := found.get(f"clean {name}"):
+            shares = [of["rejected"][kind] for kind in ("density", "mahalanobis", "median")]
+            cells[1:] = [f"{of['bandwidth']:.3g}", *(f"{100 * share:.1f}" for share in shares)]
+        rows.append(cells)
+    head = ["", "bandwidth", "rejected by density, %", "by Mahalanobis, %",
+            "below the median density, %"]  # fmt: skip
     return records.table(head, rows)
 
 
@@ -75,50 +94,73 @@ def _gray_box(found: dict[str, Any], data: str) -> str:
         cells = [attack]
         for name, paper in zip(DEFENCES, published, strict=True):
             of = found.get(f"{attack} {name}")
-            cells += [_area(of), f"{paper:g}", f"{100 * of['success']:.0f}" if of else ""]
+            cells += [_area(of), f"{paper:g}", _pairs(of)]
         rows.append(cells)
-    head = ["", *(part for name in DEFENCES for part in (name, "paper", "broken, %"))]
+    head = ["", *(part for name in DEFENCES for part in (name, "paper", "pairs"))]
     return records.table(head, rows)
+
+
+def _mahalanobis(found: dict[str, Any], data: str) -> str:
+    rows = [
+        [attack, *(_area(found.get(f"{attack} {name}"), "mahalanobis") for name in DEFENCES)]
+        for attack in TABLE_2[data]
+    ]
+    last = [_area(found.get(f"within {name}"), "mahalanobis") for name in DEFENCES]
+    return records.table(["", *DEFENCES], [*rows, ["against density, within the budget", *last]])
 
 
 def _area(of: dict[str, Any] | None, kind: str = "density") -> str:
     if of is None:
         return ""
-    pairs = of[kind]["auc"]
-    return f"{'-' if pairs is None else f'{pairs:.3f}'} ({of[kind]['auc, all']:.3f})"
+    pairs = f"{of[kind]['auc']:.3f}" if of["pairs"] >= FEW else "-"
+    return f"{pairs} ({of[kind]['auc, all']:.3f})"
+
+
+def _interval(of: dict[str, Any] | None) -> str:
+    if of is None or of["pairs"] < FEW:
+        return ""
+    low, high = of["density"]["interval"]
+    return f"{low:.3f}-{high:.3f}"
+
+
+def _pairs(of: dict[str, Any] | None) -> str:
+    return f"{of['pairs']} of {of['right']}" if of else ""
 
 
 def _white_box(found: dict[str, Any], data: str) -> str:
     rows = []
     for name, paper in zip(DEFENCES, TABLE_3[data], strict=True):
-        cells = [name, "", f"{paper:g}", "", ""]
-        if of := found.get(f"white-box {name}"):
-            cells[1] = f"{of['distortion']:.3f}" if "distortion" in of else "-"
-            cells[3:] = [f"{100 * of['success']:.0f} of {of['num']}", _area(of)]
+        of = found.get(f"white-box {name}")
+        cells = [name, "", f"{paper:g}", "", _pairs(of), _area(of), _interval(of)]
+        if of is not None:
+            cells[1] = f"{of['distortion']:.3f}" if of["pairs"] else "-"
+            median = of["median distortion"]
+            cells[3] = "infinite" if median is None else f"{median:.3f}"
         rows.append(cells)
-    head = ["", "distortion", "paper", "broken, %", "area left"]
+    head = ["", "mean distortion", "paper", "median, failures infinite", "pairs", "area left",
+            "95 %"]  # fmt: skip
     return records.table(head, rows)
 
 
 def _black_box(found: dict[str, Any], data: str) -> str:
     rows = []
     for name, paper in zip(DEFENCES, TABLE_4[data], strict=True):
-        of = found.get(f"black-box {name}")
-        broken = f"{100 * of['success']:.0f} of {of['num']}" if of else ""
-        rows.append([name, _area(of), f"{paper:g}", broken])
-    return records.table(["", "area", "paper", "transferred, %"], rows)
+        plain, sure = (found.get(f"black-box{kind} {name}") for kind in ("", " sure"))
+        rows.append([name, _area(plain), f"{paper:g}", _pairs(plain), _area(sure), _pairs(sure)])
+    head = ["", "area", "paper", "pairs", "area, confident", "pairs"]
+    return records.table(head, rows)
 
 
 def _adaptive(found: dict[str, Any]) -> str:
     rows = []
     for name in DEFENCES:
-        cells = [name, *[""] * 5]
-        if of := found.get(f"within {name}"):
-            cells[1] = f"{of['budget']:g}"
-            cells[2] = f"{100 * of['success']:.0f} of {of['num']}"
-            cells[3:5] = [_area(of), f"{100 * of['density']['undetected']:.0f}"]
-            cells[5] = f"{100 * of['density']['joint']:.0f}"
+        of = found.get(f"within {name}")
+        cells = [name, _pairs(of), _area(of), _interval(of), "", ""]
+        if of is not None:
+            safe = of["right"] - of["density"]["accepted"]
+            cells[4] = f"{safe} of {of['right']}"
+            best = sorted(of["won"].items(), key=lambda item: -item[1])[:3]
+            cells[5] = ", ".join(f"{label}: {count}" for label, count in best if count)
         rows.append(cells)
-    head = ["", "l2 budget", "broken, %", "area left", "broken and accepted, %",
-            "right or rejected, %"]  # fmt: skip
+    head = ["", "pairs", "area left", "95 %", "right or rejected", "found by"]
     return records.table(head, rows)

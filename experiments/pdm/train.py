@@ -113,14 +113,16 @@ def defended(data: str, name: str, preset: str, out: Path) -> Partial:
     return found
 
 
-def trained(data: str, name: str, preset: str, out: Path) -> Any:
+@functools.cache  # a checkpoint is read once
+def trained(data: str, name: str, preset: str, out: Path, kept: Path | None = None) -> Any:
     """A network that returns logits, the largest of which it predicts, and the embedding.
 
-    None where its training is not over.
+    None where its training is not over, and no copy kept in that folder.
     """
     epochs, per_epoch = num_steps(data, name, preset)
     folder = folder_of(data, name, preset, out)
-    found = records.restored(_apply(name, preset), folder, epochs * per_epoch)
+    copy = kept / f"{name.replace(' ', '-')}.npz" if kept else None
+    found = records.restored(_apply(name, preset), folder, epochs * per_epoch, copy)
     return jr.transforms.reversed_logits(found) if found and reverses(name) else found
 
 

@@ -63,27 +63,29 @@ def calibrated(detector: D, outputs: Any, *, rate: float = 0.05, per_class: bool
 
 
 def median_thresholds(detector: D, embeddings: Any, labels: Any) -> D:
-    """The detector with the median score of each class's reference points as its threshold.
+    """The detector with the median score of each class's clean images as its threshold.
 
-    That of RCE's white-box attack, which calls an image undetected where it is denser than half of
-    the training points of its class. Each of these points counts itself among its neighbours, so
-    for the use of a detector the threshold is high: `calibrated` is what to deploy.
+    What C&W-wb goes for: an image is undetected where it is more natural than half of the clean
+    ones of its class. RCE's code takes the median over the reference points themselves. Each of
+    those counts itself, and in many dims with a narrow bandwidth that lifts their median above
+    every other clean image; so hand it images that are not among the reference points.
 
     Args:
         detector: A detector of this package; its present thresholds are forgotten.
-        embeddings: `(points, dims)` embeddings of training images.
+        embeddings: `(images, dims)` embeddings of clean images held out.
         labels: Their classes.
 
     Raises:
-        ValueError: For embeddings that are not finite, and a class without points.
+        ValueError: For embeddings that are not finite, and a class without images.
 
     References: Pang et al. 2018 (their code); methods.md K.
 
     >>> from jaxrobust.detect import mahalanobis
     >>> z = np.array([[0.0], [1.0], [2.0], [8.0], [9.0], [10.0]], np.float32)
     >>> y = np.array([0, 0, 0, 1, 1, 1])
-    >>> median_thresholds(mahalanobis(z, y, num_classes=2), z, y).thresholds.round(2)
-    Array([-1.5, -1.5], dtype=float32)
+    >>> held = np.array([[0.0], [1.0], [2.0], [9.0], [9.0], [9.0]], np.float32)
+    >>> median_thresholds(mahalanobis(z, y, num_classes=2), held, y).thresholds.round(2)
+    Array([-1.5,  0. ], dtype=float32)
     """
     bare = _without(detector)
     num_classes = len(np.asarray(detector.thresholds))

@@ -1,9 +1,10 @@
 """Losses of one example, `loss(outputs, y) -> scalar`, which attacks maximise.
 
-Where a model returns more than logits, they come first and the rest is ignored but by `penalized`.
+Where a model returns more than logits, they come first and the rest is ignored but by `penalized`
+and `selective`.
 """
 
-from jaxrobust.losses._aims import confident, penalized, success, targeted
+from jaxrobust.losses._aims import confident, penalized, selective, success, targeted
 from jaxrobust.losses._carlini_wagner import CarliniWagner, f1, f2, f3, f4, f5, f6, f7
 from jaxrobust.losses._common import (
     Loss,
@@ -36,6 +37,7 @@ __all__ = [
     "margin",
     "penalized",
     "reverse_cross_entropy",
+    "selective",
     "soft_margin",
     "success",
     "targeted",

@@ -37,7 +37,7 @@ class targeted:  # noqa: N801 - reads as the function it is: targeted(loss)
     def __call__(self, outputs: PyTree, y: Any) -> Array:
         """How near the outputs are to the target `y`."""
         if isinstance(self.loss, penalized):
-            return targeted(self.loss.loss)(outputs, y) - self.loss.of(outputs, y, True)
+            return self.loss.joined(targeted(self.loss.loss), outputs, y, True)
         if isinstance(self.loss, CarliniWagner):
             return self.loss.towards(logits_of(outputs), y)
         return -self.loss(outputs, y)
@@ -67,12 +67,49 @@ class penalized:  # noqa: N801 - reads as the function it is: penalized(loss, pe
 
     def __call__(self, outputs: PyTree, y: Any) -> Array:
         """The loss, less the penalty."""
-        return self.loss(outputs, y) - self.of(outputs, y, _is_targeted(self.loss))
+        return self.joined(self.loss, outputs, y, _is_targeted(self.loss))
+
+    def joined(self, loss: Loss, outputs: PyTree, y: Any, towards: bool) -> Array:
+        """What is climbed, the loss in its present form."""
+        return loss(outputs, y) - self.of(outputs, y, towards)
 
     def of(self, outputs: PyTree, y: Any, towards: bool) -> Array:
         """The penalty, in its targeted form where there is one and it is wanted."""
         penalty = getattr(self.penalty, "towards", self.penalty) if towards else self.penalty
         return penalty(outputs, y)
+
+
+@dataclasses.dataclass(frozen=True)
+class selective(penalized):  # noqa: N801 - reads as the function it is: selective(loss, penalty)
+    """The loss until it is reached, and from there on the penalty alone, less of it being better.
+
+    The same aim as `penalized`, for attacks within a ball. In a sum a penalty in nats can drown a
+    margin of a few logits, and an image that is still classified correctly but very natural may
+    count for more than one that is not. Here an image that reaches the loss's aim has the value
+    `1 / (1 + penalty)`, and any other one the loss, at most 0. With `detect.hinge(kappa)` of a
+    large kappa it asks for the misclassified image of the highest score, which is what a detector's
+    area under the curve must withstand.
+
+    Values jump where the aim is reached, so that only an attack which keeps its best image
+    (`attacks.apgd`) ends on the right side.
+
+    References: Bryniarski et al., Evading adversarial example detection defenses with orthogonal
+        projected gradient descent, ICLR 2022, sec. 4 (selective gradients).
+
+    >>> from jaxrobust.losses import margin
+    >>> far = lambda outputs, y: jnp.maximum(0.0, jnp.abs(outputs[1]) - 1.0)
+    >>> loss = selective(margin, far)
+    >>> float(loss((jnp.array([1.0, 3.0]), jnp.array(4.0)), jnp.array(0)))  # 1 / (1 + 3)
+    0.25
+    >>> float(loss((jnp.array([1.0, 3.0]), jnp.array(0.0)), jnp.array(1)))  # the margin
+    -2.0
+    """
+
+    def joined(self, loss: Loss, outputs: PyTree, y: Any, towards: bool) -> Array:
+        """What is climbed, the loss in its present form."""
+        penalty = self.of(outputs, y, towards)
+        missed = jnp.minimum(loss(outputs, y), 0)
+        return jnp.where(success(loss, outputs, y), 1 / (1 + penalty), missed)
 
 
 def _is_targeted(loss: Loss) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -15,6 +15,9 @@ from jaxrobust.types import Batch, LogitsFn, Objective, Out, logits_of
 
 Forward: TypeAlias = Callable[[PyTree, PyTree, Array], tuple[PyTree, PyTree]]
 """`forward(params, model_state, x) -> (outputs, model_state)`, in training mode."""
+
+BatchLoss: TypeAlias = Callable[[PyTree, Array, Array], tuple[Array, dict[Any, Any]]]
+"""`loss(outputs, y, key) -> (scalar, metrics)` of a whole batch."""
 
 
 def from_module(apply: Callable[..., Any]) -> Forward:
@@ -124,9 +127,7 @@ def from_loss(forward: Forward, loss: Loss, accuracy: str = "accuracy") -> Objec
     return from_batch_loss(forward, of_rows)
 
 
-def from_batch_loss(
-    forward: Forward, loss: Callable[[PyTree, Array, Array], tuple[Array, dict[str, Array]]]
-) -> Objective:
+def from_batch_loss(forward: Forward, loss: BatchLoss) -> Objective:
     """A loss of the whole batch's outputs, in one pass of the model; no state.
 
     Args:
@@ -139,24 +140,38 @@ def from_batch_loss(
     >>> objective.value_and_grad(jnp.ones(1), {}, (), batch, key=jax.random.key(0))[1]
     Array([2.], dtype=float32)
     """
+    return Objective(_no_state, OnePass(forward, loss))
 
-    def init(params: PyTree, key: Key[Array, ""]) -> tuple[()]:
-        del params, key
-        return ()
 
-    def value_and_grad(
-        params: PyTree, model_state: PyTree, state: PyTree, batch: Batch, *, key: Key[Array, ""]
+def _no_state(params: PyTree, key: Key[Array, ""]) -> tuple[()]:
+    del params, key
+    return ()
+
+
+class OnePass:
+    """The `value_and_grad` of a loss of the batch's outputs, which `add` joins to its like.
+
+    Attributes:
+        forward: The model.
+        loss: As `from_batch_loss` takes it.
+    """
+
+    def __init__(self, forward: Forward, loss: BatchLoss) -> None:
+        self.forward, self.loss = forward, loss
+        self.__qualname__ = _name_of(loss)  # `fit` names by it what failed
+
+    def __call__(
+        self, params: PyTree, model_state: PyTree, state: PyTree, batch: Batch, *, key: Array
     ) -> tuple[Out, PyTree]:
+        """One pass over the batch, and back."""
+
         def total(params: PyTree) -> tuple[Array, Out]:
-            outputs, new_state = forward(params, model_state, batch.x)
-            value, metrics = loss(outputs, batch.y, key)
+            outputs, new_state = self.forward(params, model_state, batch.x)
+            value, metrics = self.loss(outputs, batch.y, key)
             return value, Out(value, new_state, state, metrics)
 
         grads, out = jax.grad(total, has_aux=True)(params)
         return out, grads
-
-    value_and_grad.__qualname__ = _name_of(loss)  # `fit` names by it what failed
-    return Objective(init, value_and_grad)
 
 
 def _name_of(loss: Any) -> str:
@@ -194,9 +209,18 @@ def scale(weight: float | Array, objective: Objective) -> Objective:
     >>> float(half.value_and_grad(jnp.ones(2), {}, (), batch, key=jax.random.key(0))[0].loss)
     0.346573...
     """
+    step = objective.value_and_grad
+    if isinstance(step, OnePass):
+
+        def weighted(outputs: PyTree, y: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+            value, metrics = step.loss(outputs, y, key)
+            return weight * value, metrics
+
+        weighted.__qualname__ = step.__qualname__
+        return Objective(objective.init, OnePass(step.forward, weighted))
 
     def value_and_grad(*args: Any, **kwargs: Any) -> tuple[Out, PyTree]:
-        out, grads = objective.value_and_grad(*args, **kwargs)
+        out, grads = step(*args, **kwargs)
         return out._replace(loss=weight * out.loss), jax.tree.map(lambda g: weight * g, grads)
 
     return Objective(objective.init, value_and_grad)
@@ -205,8 +229,11 @@ def scale(weight: float | Array, objective: Objective) -> Objective:
 def add(*objectives: Objective) -> Objective:
     """The sum of objectives: each with its own key, state and adversarial batch.
 
-    Losses and gradients are summed; `model_state` is threaded through in order. Where two members
-    report a metric of the same name, the later one's name gets its position appended.
+    Losses and gradients are summed; `model_state` is threaded through in order. Members that only
+    look at the outputs of one and the same `forward` on the clean batch (`cross_entropy`,
+    `siamese`, `reduce_variance`, ...) share a pass: together they cost what one does, and batch
+    statistics move once. Where two members report a metric of the same name, the later one's name
+    gets its position appended.
 
     Args:
         objectives: At least one.
@@ -220,6 +247,7 @@ def add(*objectives: Objective) -> Objective:
     """
     if not objectives:
         raise ValueError("objectives must hold at least one objective; got none")
+    steps = [one.value_and_grad for one in objectives]
 
     def init(params: PyTree, key: Key[Array, ""]) -> tuple[PyTree, ...]:
         keys = jax.random.split(key, len(objectives))
@@ -228,16 +256,37 @@ def add(*objectives: Objective) -> Objective:
     def value_and_grad(
         params: PyTree, model_state: PyTree, state: PyTree, batch: Batch, *, key: Key[Array, ""]
     ) -> tuple[Out, PyTree]:
-        loss, grads, states, metrics = jnp.zeros(()), None, [], {}
-        for i, (one, own) in enumerate(zip(objectives, state, strict=True)):
-            out, more = one.value_and_grad(
-                params, model_state, own, batch, key=jax.random.fold_in(key, i)
-            )
+        loss, grads, states, found = jnp.zeros(()), None, list(state), {}
+        for i, step in enumerate(steps):
+            if i in found:
+                continue
+            if isinstance(step, OnePass):
+                out, more = _together(step.forward, steps)(params, model_state, (), batch, key=key)
+                found |= out.metrics
+            else:
+                own = jax.random.fold_in(key, i)
+                out, more = step(params, model_state, state[i], batch, key=own)
+                states[i], found[i] = out.state, out.metrics
             loss, model_state = loss + out.loss, out.model_state
             grads = more if grads is None else jax.tree.map(jnp.add, grads, more)
-            states.append(out.state)
-            for name, value in out.metrics.items():
+        metrics = {}
+        for i in range(len(steps)):
+            for name, value in found[i].items():
                 metrics[f"{name}_{i}" if name in metrics else name] = value
         return Out(loss, model_state, tuple(states), metrics), grads
 
     return Objective(init, value_and_grad)
+
+
+def _together(forward: Forward, steps: Sequence[Any]) -> OnePass:
+    """Those of the steps that are passes of this model, in one; metrics by position."""
+
+    def loss(outputs: PyTree, y: Array, key: Array) -> tuple[Array, dict[int, dict[str, Array]]]:
+        total, metrics = jnp.zeros(()), {}
+        for i, step in enumerate(steps):
+            if isinstance(step, OnePass) and step.forward is forward:
+                value, metrics[i] = step.loss(outputs, y, jax.random.fold_in(key, i))
+                total = total + value
+        return total, metrics
+
+    return OnePass(forward, loss)
