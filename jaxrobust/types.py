@@ -137,7 +137,7 @@ def embedding_of(outputs: PyTree) -> Float[Array, "batch features"]:
             f"outputs must hold an embedding of shape ({jnp.shape(logits)[0]}, *dims), a row for "
             f"each row of logits; got {shape}"
         )
-    return jnp.reshape(embedding, (shape[0], -1))
+    return jnp.asarray(embedding).reshape(shape[0], -1)
 
 
 def predicted_class(logits: Float[Array, "*batch classes"]) -> Int[Array, "*batch"]:

@@ -13,6 +13,7 @@ from sklearn.neighbors import KernelDensity
 
 import jaxrobust as jr
 from jaxrobust import detect, losses
+from jaxrobust.detect._distances import Points, log_densities
 
 
 def clusters(seed, num_points=700, dims=5, classes=3, tight=0.5):
@@ -61,6 +62,14 @@ def test_neither_chunks_nor_batches_nor_vmap_change_a_bit():
         detect.embedding_margin(z, y, num_classes=3, chunk=chunk) for chunk in (1, 13, 128, 999)
     }
     assert len(margins) == 1
+
+
+def test_memory_does_not_grow_with_queries_times_points():
+    """10,000 queries, 1,000 points of each of 10 classes, 64 dims: all pairs would be 400 MB."""
+    points = Points(jnp.zeros((8, 10, 64, 128)), jnp.full(10, 1000))
+    queries = jax.ShapeDtypeStruct((10_000, 64), jnp.float32)
+    used = log_densities.lower(points, 1.0, queries, chunk=128).compile().memory_analysis()
+    assert used.temp_size_in_bytes < 64 * 2**20
 
 
 def test_slopes_of_densities_are_those_of_the_formula():

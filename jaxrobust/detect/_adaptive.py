@@ -18,18 +18,20 @@ from jaxrobust.types import LogitsFn, Randomized, as_partial, logits_of
 def exposed(logits_fn: LogitsFn, detector: ClassConditional) -> LogitsFn:
     """The model that returns `(logits, scores)`: what an adaptive attack is to be run on.
 
-    The attack faces the detector as it is: all reference points, all classes, its thresholds.
-    With `hinge` in its loss, `attacks.carlini_wagner_l2` is C&W-wb, and `attacks.pgd` its twin
-    within a ball:
+    The attack faces the detector as it is: all reference points, all classes, its thresholds. The
+    white-box attack of the literature, C&W-wb, is
 
         loss = losses.penalized(losses.f6, detect.hinge())
         x_adv = attacks.carlini_wagner_l2(detect.exposed(logits_fn, detector), x, y, key=key,
                                           loss=loss)
 
+    whose images score just above the threshold. Within a ball, `attacks.apgd` with
+    `losses.selective(losses.margin, detect.hinge(1000.0))` goes for the misclassified image of the
+    highest score, which is what an area under the curve must withstand.
+
     In `evaluate`, whose model shows the embedding, `attacks.through` gives an attack this view of
-    it: `through(Partial(exposed, detector=detector), against(attack))`. The image that comes back
-    scores just above the threshold. So to bring an AUC down the threshold must be among the higher
-    clean scores: attack the detector with `median_thresholds`, and score by any.
+    it: `through(Partial(exposed, detector=detector), attack)`, the one of minimum norm in
+    `against`.
 
     Args:
         logits_fn: `(batch, *dims) -> (logits, embedding)`, or `Randomized`.

@@ -58,7 +58,7 @@ def of_predicted(scores: Array, logits: Array) -> Array:
 
 def logits_and_embedding(outputs: Any) -> tuple[Any, Any]:
     """The two; the embedding flattened, and at least in float32."""
-    embedding = jnp.asarray(embedding_of(outputs))
+    embedding = embedding_of(outputs)
     logits = outputs[0]
     if jnp.ndim(logits) != 2:
         raise ValueError(

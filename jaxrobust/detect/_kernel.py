@@ -79,8 +79,8 @@ def kernel_density(
         bandwidth: h, in units of the embedding, positive.
         num_points: Most points of a class that are kept, at random; None keeps all.
         key: Typed key of the choice; needed with `num_points`.
-        thresholds: Log-density below which an image is rejected, one number or one a class; see
-            `calibrated` and `median_thresholds`.
+        thresholds: Log-density below which an image is rejected, one number or one a class. The
+            default means nothing: see `calibrated` and `median_thresholds`.
         chunk: Embeddings looked at at once; it changes no bit of a result.
 
     Raises:
@@ -134,8 +134,9 @@ def choose_bandwidth(
     """The bandwidth under which clean validation embeddings are likeliest for their true classes.
 
     Our choice: the papers give bandwidths and not how they were found. No adversarial image has a
-    part in it. An answer at the end of the grid says that the grid ends too early; images that are
-    among the reference points themselves would ask for a bandwidth of zero.
+    part in it. Leave out images that the model gets wrong: they lie with another class, and few of
+    them rule the mean. An answer at the end of the grid says that the grid ends too early; images
+    that are among the reference points themselves would ask for a bandwidth of zero.
 
     Args:
         embeddings: `(points, dims)` reference points.

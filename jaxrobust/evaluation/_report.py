@@ -89,7 +89,9 @@ class DetectorRecord:
             them: the worst case an example.
         detection_rate: Share of an attack's successful images that are rejected, by its name.
         auc: Area under the curve of detection against false positives, by name: of the images that
-            the model gets right and the attack breaks, clean against attacked.
+            the model gets right and the attack breaks, clean against attacked. It says what the
+            detector withstands only where the attack wanted a high score (`losses.selective`): one
+            that only passes a threshold leaves an area of about one less the rate of rejections.
         accuracy: Right without any attack, and right or rejected under this one, by name.
     """
 
