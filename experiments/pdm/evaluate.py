@@ -94,10 +94,14 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
 
 def outputs_of(network: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
     """Logits and embeddings of many images."""
-    run = jax.jit(lambda network, x: network(x))
-    parts = [run(network, jnp.asarray(part)) for part in np.array_split(x, -(-len(x) // 500))]
+    parts = [_called(network, jnp.asarray(part)) for part in np.array_split(x, -(-len(x) // 500))]
     logits, embedding = zip(*parts, strict=True)
     return np.concatenate(logits), np.concatenate(embedding)
+
+
+@jax.jit
+def _called(network: Any, x: Any) -> Any:
+    return network(x)
 
 
 @functools.cache

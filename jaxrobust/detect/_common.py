@@ -46,7 +46,7 @@ class ClassConditional(abc.ABC):
 
     def __call__(self, outputs: Any) -> Float[Array, " batch"]:
         """Score of the predicted class: negative where rejected; -inf where there is no number."""
-        return of_predicted(self.scores(outputs), outputs[0])
+        return of_predicted(self.scores(outputs), jnp.asarray(outputs[0]))
 
 
 def of_predicted(scores: Array, logits: Array) -> Array:
