@@ -1,6 +1,7 @@
 """Detectors against scikit-learn and brute force, and attacks that know them against a grid."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -362,7 +363,7 @@ def test_apgd_ends_at_the_densest_image_of_the_ball_that_is_misclassified(starts
     x_adv = jr.attacks.apgd(
         detect.exposed(plane, planes_detector()), x, np.zeros(len(x), int), key=jax.random.key(0),
         ball=ball, num_steps=200, num_restarts=5,
-        loss=losses.selective(losses.f6, detect.hinge(1000.0)),
+        loss=losses.selective(losses.f6, detect.hinge(math.inf)),
     )  # fmt: skip
     assert (np.asarray(x_adv)[:, 0] > 0.5).all()
     np.testing.assert_allclose(exact_score(np.asarray(x_adv)), best, atol=0.02)
@@ -524,8 +525,20 @@ def test_bandwidths_that_are_no_width_are_refused(untyped, bandwidth):
 def test_other_mistakes_are_named(untyped):
     z, y = clusters(0, 60)
     make = functools.partial(detect.kernel_density, z, y, num_classes=3, bandwidth=1.0)
-    with pytest.raises(ValueError, match="key must be a typed key"):
+    with pytest.raises(ValueError, match="key must be given with num_points"):
         make(num_points=5)
+    with pytest.raises(ValueError, match=r"embeddings must be an array .* a tuple of 2"):
+        detect.kernel_density((z, z), y, num_classes=3, bandwidth=1.0)
+    with pytest.raises(ValueError, match=r"validation_labels must hold labels in 0\.\.2"):
+        detect.choose_bandwidth(z, y, z, y + 1, num_classes=3)
+    with pytest.raises(ValueError, match="validation_embeddings must have the 5 dims"):
+        detect.choose_bandwidth(z, y, z[:, :4], y, num_classes=3)
+    with pytest.warns(UserWarning, match="0.5, is an end of the grid"):
+        detect.choose_bandwidth(z, y, z, y, num_classes=3, grid=[0.5, 9.0])
+    with pytest.raises(ValueError, match=r"outputs must be \(logits, scores\).*\(3,\), \(5,\)"):
+        detect.hinge()((jnp.zeros(3), jnp.zeros(5)), 0)
+    with pytest.raises(ValueError, match=r"called first: hinge\(\)"):
+        losses.penalized(losses.f6, detect.hinge)
     with pytest.raises(ValueError, match="num_points"):
         make(num_points=0, key=jax.random.key(0))
     with pytest.raises(ValueError, match="chunk"):

@@ -239,6 +239,8 @@ def test_what_is_no_detector_is_refused(case, untyped):
         run(detectors={"one": 1})
     with pytest.raises(ValueError, match=r"'all' must return a score for each row.* got \(3, 2\)"):
         run(detectors={"all": density.scores})
+    with pytest.raises(ValueError, match=r"detector 'sign' must return scores, .*; got bool"):
+        run(detectors={"sign": lambda outputs: outputs[1][:, 0] > 0})
     with pytest.raises(
         ValueError, match=r"detector 'density': outputs must be a tuple \(logits, embed"
     ):

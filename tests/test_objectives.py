@@ -126,9 +126,11 @@ def test_sums_thread_the_model_state_and_give_each_its_own_key(case):
     assert not np.array_equal(*keys)
 
 
-def test_an_empty_sum_is_refused():
+def test_an_empty_sum_is_refused(untyped):
     with pytest.raises(ValueError, match="at least one objective"):
         objectives.add()
+    with pytest.raises(ValueError, match="one by one; got list"):
+        objectives.add([objectives.cross_entropy(forward)])
 
 
 def test_the_attack_sees_a_model_with_a_state_in_evaluation_mode(case):

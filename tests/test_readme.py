@@ -1,13 +1,14 @@
 """What the README shows of attacks runs as it stands there."""
 
 import functools
+import math
 import re
-import types
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import jaxrobust as jr
 from jaxrobust.layers import Dense, Flatten, Relu
@@ -42,25 +43,25 @@ def test_the_examples_of_attacks_run():
 
 def test_the_example_of_detectors_runs():
     section = README.read_text().split("\n### Detectors\n")[1].split("\n### ")[0]
-    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(blocks) == 2
     logits_fn, rng = linear(0), np.random.default_rng(1)
     x_train, x_val, x = (
         rng.uniform(size=(n, 4, 4, 1)).astype(np.float32) for n in (400, 200, 8)
     )  # fmt: skip
-    # Every class has its points, however the network is drawn.
-    y_train, y_val = np.arange(400) % 10, np.arange(200) % 10
-    model = types.SimpleNamespace(
-        apply=lambda variables, x, method: (logits_fn(x), x.reshape(len(x), -1))
-    )
     names = {
-        "functools": functools, "jax": jax, "jr": jr, "x": x, "key": jax.random.key(0),
-        "model": model, "variables": {},
-        "y": np.asarray(logits_fn(x)).argmax(-1), "ball": jr.Ball("linf", 8 / 255),
-        "x_train": x_train, "y_train": y_train, "x_val": x_val, "y_val": y_val,
+        "functools": functools, "jax": jax, "jr": jr, "math": math, "optax": optax, "x": x,
+        "y": np.asarray(logits_fn(x)).argmax(-1), "key": jax.random.key(0),
+        "x_train": x_train, "y_train": np.arange(400) % 10, "x_val": x_val,
+        "y_val": np.asarray(logits_fn(x_val)).argmax(-1), "ball": jr.Ball("linf", 8 / 255),
     }  # fmt: skip
-    exec(block, names)
+    exec(blocks[0].replace("num_epochs=3", "num_epochs=1"), names)
+    assert [leaf.shape for leaf in names["model"](x)] == [(8, 10), (8, 64)]
+    names["model"] = lambda x: (logits_fn(x), x.reshape(len(x), -1))  # quick to attack
+    exec(blocks[1].replace("num_steps=500, num_searches=3", "num_steps=50, num_searches=1"), names)
     assert names["report"].findings == []
-    assert set(names["found"].detection_rate) == {"pgd", "aware"}
+    assert names["found"].false_positive_rate is not None
+    assert set(names["found"].detection_rate) == {"pgd", "densest", "C&W-wb"}
 
 
 def test_the_example_of_flows_runs():

@@ -48,10 +48,6 @@ settings. BIM takes ten steps of a tenth of eps, JSMA up to 100 single features.
 of ten iterations is our choice: with the usual 0.01 three of 100 held-out images were broken on
 MNIST's baseline, with 0.5 all but one."""
 
-DENSEST = 1000.0
-"""By how many nats above its threshold an attack within the budget wants an image: more than it
-can have."""
-
 SURE = 5.0
 """Confidence of the second black-box row, that of RCE's white-box attack; the paper's is 0."""
 
@@ -107,7 +103,7 @@ PRESETS = {"paper": PAPER, "cpu": CPU, "smoke": SMOKE}
 
 PROTOCOL = {
     "held_out": HELD_OUT, "points": POINTS, "false_positives": FALSE_POSITIVES, "budget": BUDGET,
-    "gray_box": GRAY_BOX, "densest": DENSEST, "sure": SURE, "radii": RADII,
+    "gray_box": GRAY_BOX, "sure": SURE, "radii": RADII,
 }  # fmt: skip
 """What numbers depend on besides networks and sizes."""
 

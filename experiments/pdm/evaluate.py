@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,10 +132,11 @@ def detectors(place: Place, name: str) -> dict[str, Any]:
     density = detect.kernel_density(z, y, num_classes=CLASSES, bandwidth=bandwidth)
     clean = outputs_of(network, held.x[half:])
     right = clean[0].argmax(1) == held.y[half:]
+    clean = (clean[0][right], clean[1][right])
     simple = detect.mahalanobis(z, y, num_classes=CLASSES)
     return {
         "density": detect.calibrated(density, clean, rate=config.FALSE_POSITIVES),
-        "median": detect.median_thresholds(density, clean[1][right], held.y[half:][right]),
+        "median": detect.median_thresholds(density, clean[1], held.y[half:][right]),
         "mahalanobis": detect.calibrated(simple, clean, rate=config.FALSE_POSITIVES),
     }
 
@@ -312,7 +314,7 @@ def within(place: Place, name: str) -> dict[str, Any]:
     network, known, budget = place.network(name), detectors(place, name), config.BUDGET[place.data]
     num, steps, ball = place.sizes.dear, place.sizes.adaptive, jr.Ball("l2", budget)
     watched = {kind: detect.exposed(network, known[kind]) for kind in ("density", "median")}
-    densest = losses.selective(losses.margin, detect.hinge(config.DENSEST))
+    densest = losses.selective(losses.margin, detect.hinge(math.inf))
     apgd = functools.partial(attacks.apgd, ball=ball, num_steps=steps)
     pgd = functools.partial(attacks.pgd, ball=ball, num_steps=steps, num_restarts=3)
     towards = functools.partial(apgd, loss=losses.targeted(densest))

@@ -38,9 +38,9 @@ def apgd(
     the step is halved and the search goes on from the best image so far. In l1, steps move the
     largest entries of the gradient only, about as many as the best image has changed.
 
-    Returns the first misclassified image found, and stops there; the image of highest loss where
-    none is. One draw of a `Randomized` model proves nothing, so there it never stops, and the image
-    of highest (estimated) loss comes back.
+    Returns the first image found that succeeds (misclassified, or what else the loss asks for) and
+    stops there; the image of highest loss where none does. One draw of a `Randomized` model proves
+    nothing, so there it never stops, and the image of highest (estimated) loss comes back.
 
     Deviations from the authors' code, which does not stop: the first step is compared with the
     start (there with 0), and the noise that l1 starts from is projected as such.

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
 from jaxrobust.detect._common import ClassConditional
-from jaxrobust.types import LogitsFn, Randomized, as_partial, logits_of
+from jaxrobust.types import Images, LogitsFn, Randomized, as_partial, logits_of
 
 
 def exposed(logits_fn: LogitsFn, detector: ClassConditional) -> LogitsFn:
@@ -26,8 +26,8 @@ def exposed(logits_fn: LogitsFn, detector: ClassConditional) -> LogitsFn:
                                           loss=loss)
 
     whose images score just above the threshold. Within a ball, `attacks.apgd` with
-    `losses.selective(losses.margin, detect.hinge(1000.0))` goes for the misclassified image of the
-    highest score, which is what an area under the curve must withstand.
+    `losses.selective(losses.margin, detect.hinge(math.inf))` goes for the misclassified image of
+    the highest score, which is what an area under the curve must withstand.
 
     In `evaluate`, whose model shows the embedding, `attacks.through` gives an attack this view of
     it: `through(Partial(exposed, detector=detector), attack)`, the one of minimum norm in
@@ -60,7 +60,7 @@ def exposed(logits_fn: LogitsFn, detector: ClassConditional) -> LogitsFn:
     return Partial(_exposed, as_partial(logits_fn), detector)
 
 
-def _exposed(logits_fn: LogitsFn, detector: Any, x: Array, *key: Array) -> PyTree:
+def _exposed(logits_fn: LogitsFn, detector: Any, x: Images, *key: Array) -> PyTree:
     outputs = logits_fn(x, *key)
     return logits_of(outputs), detector.scores(outputs)
 
@@ -75,10 +75,12 @@ class hinge:  # noqa: N801 - reads as the function it is: hinge()
     Args:
         kappa: By how much the score must exceed the threshold, at least 0. Our default, a
             thousandth (of a nat, for densities), keeps a success one in other compilations of the
-            model, whose scores round otherwise; published is 0.
+            model, whose scores round otherwise; published is 0. Where it is infinite no score will
+            do: the penalty of a score s is `1 - s` below the threshold and `1 / (1 + s)` above.
 
     Raises:
-        ValueError: For a kappa that is negative or not finite.
+        ValueError: For a kappa that is negative or no number; when called, for outputs without a
+            score of each class.
 
     References: Pang et al. 2018, sec. 4.4: `relu(log median - log density)`.
 
@@ -90,8 +92,8 @@ class hinge:  # noqa: N801 - reads as the function it is: hinge()
     kappa: float = 1e-3
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.kappa) and self.kappa >= 0):
-            raise ValueError(f"kappa must be finite and at least 0; got {self.kappa}")
+        if not self.kappa >= 0:
+            raise ValueError(f"kappa must be at least 0; got {self.kappa}")
 
     def __call__(self, outputs: PyTree, y: Any) -> Array:
         """Away from the true class `y`."""
@@ -101,4 +103,12 @@ class hinge:  # noqa: N801 - reads as the function it is: hinge()
 
     def towards(self, outputs: PyTree, target: Any) -> Array:
         """Towards the class `target`."""
-        return jax.nn.relu(self.kappa - outputs[1][target])
+        if not isinstance(outputs, tuple) or jnp.shape(outputs[1]) != jnp.shape(outputs[0]):
+            raise ValueError(
+                "outputs must be (logits, scores), a score of each class, as detect.exposed makes "
+                f"them of a model and a detector; got {jax.tree.map(jnp.shape, outputs)}"
+            )
+        score = outputs[1][target]
+        if math.isinf(self.kappa):
+            return jnp.where(score > 0, 1 / (1 + jnp.abs(score)), 1 - score)
+        return jax.nn.relu(self.kappa - score)

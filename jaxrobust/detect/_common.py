@@ -67,27 +67,32 @@ def logits_and_embedding(outputs: Any) -> tuple[Any, Any]:
     return logits, embedding.astype(jnp.promote_types(embedding.dtype, jnp.float32))
 
 
-def check_dims(embedding: Any, dims: int) -> None:
+def check_dims(embedding: Any, dims: int, name: str = "embedding") -> None:
     """Refuse embeddings of another size than the reference points."""
     if embedding.shape[-1] != dims:
         raise ValueError(
-            f"embedding must have the {dims} dims of the reference points; got "
-            f"{embedding.shape[-1]}"
+            f"{name} must have the {dims} dims of the reference points; got {embedding.shape[-1]}"
         )
 
 
 def check_embeddings(
-    embeddings: Any, labels: Any, num_classes: int, name: str = "embeddings"
+    embeddings: Any, labels: Any, num_classes: int, prefix: str = "", *, every: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Refuse reference points that are not finite, or leave a class without any."""
+    """Refuse embeddings that are not finite, and (`every`) a class without any."""
+    name = f"{prefix}embeddings"
     checks.check_count(num_classes, "num_classes", 2)
+    if isinstance(embeddings, tuple):
+        raise ValueError(
+            f"{name} must be an array of shape (points, dims); got a tuple of {len(embeddings)}: "
+            "of a model's outputs (logits, embedding), hand over the second"
+        )
     embeddings, labels = np.asarray(embeddings), np.asarray(labels)
     if embeddings.ndim != 2 or not jnp.issubdtype(embeddings.dtype, jnp.floating):
         raise ValueError(
             f"{name} must be floats of shape (points, dims); got {embeddings.dtype} of shape "
             f"{embeddings.shape}"
         )
-    checks.check_labels(labels, len(embeddings), num_classes, "labels")
+    checks.check_labels(labels, len(embeddings), num_classes, f"{prefix}labels")
     bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
     if bad.size:
         raise ValueError(
@@ -95,10 +100,10 @@ def check_embeddings(
             f"{bad[0]}"
         )
     absent = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
-    if absent.size:
+    if every and absent.size:
         raise ValueError(
-            f"labels must give every one of the {num_classes} classes a point; class {absent[0]} "
-            "has none"
+            f"{prefix}labels must give every one of the {num_classes} classes a point; class "
+            f"{absent[0]} has none"
         )
     return embeddings.astype(np.promote_types(embeddings.dtype, np.float32)), labels
 

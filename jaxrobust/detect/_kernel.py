@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import jax
@@ -100,6 +101,8 @@ def kernel_density(
     checks.check_count(chunk, "chunk")
     if num_points is not None:
         checks.check_count(num_points, "num_points", 2)
+        if key is None:
+            raise ValueError("key must be given with num_points, which draws; got None")
         keys = row_keys(key, num_classes)
         kept = []
         for c in range(num_classes):
@@ -135,8 +138,9 @@ def choose_bandwidth(
 
     Our choice: the papers give bandwidths and not how they were found. No adversarial image has a
     part in it. Leave out images that the model gets wrong: they lie with another class, and few of
-    them rule the mean. An answer at the end of the grid says that the grid ends too early; images
-    that are among the reference points themselves would ask for a bandwidth of zero.
+    them rule the mean. An answer at the end of the grid, of which it warns, says that the grid
+    ends too early; images that are among the reference points themselves would ask for a bandwidth
+    of zero.
 
     Args:
         embeddings: `(points, dims)` reference points.
@@ -162,7 +166,7 @@ def choose_bandwidth(
     0.5
     """
     held, held_labels = check_embeddings(
-        validation_embeddings, validation_labels, num_classes, "validation_embeddings"
+        validation_embeddings, validation_labels, num_classes, "validation_", every=False
     )
     density = kernel_density(
         embeddings, labels, num_classes=num_classes, bandwidth=1.0, num_points=num_points, key=key
@@ -173,7 +177,7 @@ def choose_bandwidth(
     bandwidths = np.sort(np.atleast_1d(np.asarray(grid, np.float64)))
     for bandwidth in bandwidths:
         _check_bandwidth(float(bandwidth), "grid")
-    check_dims(held, density.dims)
+    check_dims(held, density.dims, "validation_embeddings")
     rows = np.arange(len(held))
 
     def likelihood(bandwidth: float) -> float:
@@ -182,7 +186,14 @@ def choose_bandwidth(
             np.mean(np.asarray(each.raw(jnp.asarray(held)))[rows, held_labels], dtype=float)
         )
 
-    return float(bandwidths[np.argmax([likelihood(float(h)) for h in bandwidths])])
+    best = int(np.argmax([likelihood(float(h)) for h in bandwidths]))
+    if len(bandwidths) > 1 and best in (0, len(bandwidths) - 1):
+        warnings.warn(
+            f"the likeliest bandwidth, {bandwidths[best]:g}, is an end of the grid: it may lie "
+            "beyond",
+            stacklevel=2,
+        )
+    return float(bandwidths[best])
 
 
 def _spread_of(embeddings: np.ndarray, labels: np.ndarray, num_classes: int) -> float:

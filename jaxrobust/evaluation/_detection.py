@@ -52,6 +52,11 @@ def check_detectors(detectors: Any, logits_fn: LogitsFn, x: Any) -> dict[str, An
                 f"detector {name!r} must return a score for each row, of shape (3,) for a batch of "
                 f"3; got {getattr(shape, 'shape', type(shape).__name__)}"
             )
+        if not jnp.issubdtype(shape.dtype, jnp.floating):
+            raise ValueError(
+                f"detector {name!r} must return scores, floats that are negative where it rejects; "
+                f"got {shape.dtype}"
+            )
     return found
 
 

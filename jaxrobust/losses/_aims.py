@@ -65,6 +65,13 @@ class penalized:  # noqa: N801 - reads as the function it is: penalized(loss, pe
     loss: Loss
     penalty: Callable[[Any, Any], Array]
 
+    def __post_init__(self) -> None:
+        if isinstance(self.penalty, type):
+            raise ValueError(
+                f"penalty must be a function of (outputs, y); got the class "
+                f"{self.penalty.__name__}, which must be called first: {self.penalty.__name__}()"
+            )
+
     def __call__(self, outputs: PyTree, y: Any) -> Array:
         """The loss, less the penalty."""
         return self.joined(self.loss, outputs, y, _is_targeted(self.loss))
@@ -79,6 +86,10 @@ class penalized:  # noqa: N801 - reads as the function it is: penalized(loss, pe
         return penalty(outputs, y)
 
 
+_BEST = 100.0
+"""More than the logarithm of any float32."""
+
+
 @dataclasses.dataclass(frozen=True)
 class selective(penalized):  # noqa: N801 - reads as the function it is: selective(loss, penalty)
     """The loss until it is reached, and from there on the penalty alone, less of it being better.
@@ -86,9 +97,9 @@ class selective(penalized):  # noqa: N801 - reads as the function it is: selecti
     The same aim as `penalized`, for attacks within a ball. In a sum a penalty in nats can drown a
     margin of a few logits, and an image that is still classified correctly but very natural may
     count for more than one that is not. Here an image that reaches the loss's aim has the value
-    `1 / (1 + penalty)`, and any other one the loss, at most 0. With `detect.hinge(kappa)` of a
-    large kappa it asks for the misclassified image of the highest score, which is what a detector's
-    area under the curve must withstand.
+    `-log(penalty)`, 100 where there is none, and any other one the loss, at most 0, less 100. With
+    `detect.hinge(math.inf)`, which always finds something to ask for, that is the misclassified
+    image of the highest score: what a detector's area under the curve must withstand.
 
     Values jump where the aim is reached, so that only an attack which keeps its best image
     (`attacks.apgd`) ends on the right side.
@@ -99,17 +110,19 @@ class selective(penalized):  # noqa: N801 - reads as the function it is: selecti
     >>> from jaxrobust.losses import margin
     >>> far = lambda outputs, y: jnp.maximum(0.0, jnp.abs(outputs[1]) - 1.0)
     >>> loss = selective(margin, far)
-    >>> float(loss((jnp.array([1.0, 3.0]), jnp.array(4.0)), jnp.array(0)))  # 1 / (1 + 3)
-    0.25
-    >>> float(loss((jnp.array([1.0, 3.0]), jnp.array(0.0)), jnp.array(1)))  # the margin
-    -2.0
+    >>> float(loss((jnp.array([1.0, 3.0]), jnp.array(4.0)), jnp.array(0)))  # -log(3)
+    -1.098612...
+    >>> float(loss((jnp.array([1.0, 3.0]), jnp.array(0.0)), jnp.array(1)))  # the margin is -2
+    -102.0
     """
 
     def joined(self, loss: Loss, outputs: PyTree, y: Any, towards: bool) -> Array:
         """What is climbed, the loss in its present form."""
         penalty = self.of(outputs, y, towards)
-        missed = jnp.minimum(loss(outputs, y), 0)
-        return jnp.where(success(loss, outputs, y), 1 / (1 + penalty), missed)
+        paid = ~(penalty <= 0)
+        value = jnp.where(paid, -jnp.log(jnp.where(paid, penalty, 1)), _BEST)
+        missed = jnp.minimum(loss(outputs, y), 0) - _BEST
+        return jnp.where(success(loss, outputs, y), value, missed)
 
 
 def _is_targeted(loss: Loss) -> bool:

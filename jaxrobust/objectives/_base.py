@@ -247,6 +247,9 @@ def add(*objectives: Objective) -> Objective:
     """
     if not objectives:
         raise ValueError("objectives must hold at least one objective; got none")
+    for one in objectives:
+        if not isinstance(one, Objective):
+            raise ValueError(f"objectives must be Objective, one by one; got {type(one).__name__}")
     steps = [one.value_and_grad for one in objectives]
 
     def init(params: PyTree, key: Key[Array, ""]) -> tuple[PyTree, ...]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+
 from jaxrobust.evaluation import Report
 from jaxrobust.report._document import Document
 from jaxrobust.report._tables import percent
 
-HEADINGS = ("Attack", "Detected", "AUC", "Right or rejected")
+HEADINGS = ("Attack", "Broken", "Detected", "AUC", "Right or rejected")
 
 
 @runtime_checkable
@@ -31,8 +33,8 @@ class Detected(NamedTuple):
         false_positive_rate: Share of clean images that are rejected though the model is right.
         clean: Share of all images that are right and accepted.
         robust: Share that is safe under every attack, or "" without attacks.
-        rows: By attack: its name, the share of its successful images detected, AUC, and the share
-            of all images that are right or rejected.
+        rows: By attack: its name, how many images it breaks that were right, the share of these
+            detected, AUC, and the share of all images that are right or rejected.
     """
 
     column: int
@@ -42,7 +44,7 @@ class Detected(NamedTuple):
     false_positive_rate: str
     clean: str
     robust: str
-    rows: list[tuple[str, str, str, str]]
+    rows: list[tuple[str, str, str, str, str]]
 
 
 def detections(document: Document) -> list[Detected]:
@@ -50,11 +52,12 @@ def detections(document: Document) -> list[Detected]:
     found = []
     for i, entry in enumerate(document.entries):
         for threat, report in entry.reports.items():
-            n = report.num_examples
+            n, right = report.num_examples, report.examples["clean_correct"]
             for name, record in report.detectors.items():
                 rows = [
                     (
                         attack,
+                        f"{int(np.sum(right & report.examples[f'success/{attack}'])):,}",
                         _words(record.detection_rate[attack]),
                         "\u2013" if (area := record.auc[attack]) is None else f"{area:.4f}",
                         percent(record.accuracy[attack], n),

@@ -241,7 +241,7 @@ def _detected(document: Document, files: dict[str, bytes]) -> list[dict[str, Any
         item: dict[str, Any] = {**found._asdict(), "svg": ""}
         if (svg := detection_figure(found)) is not None:
             files[f"detection-{k}-{slug(found.name)}.svg"] = svg
-            areas = "; ".join(f"{attack}: {auc}" for attack, _, auc, _ in found.rows)
+            areas = "; ".join(f"{attack}: {auc}" for attack, _, _, auc, _ in found.rows)
             alt = f"Attacked images rejected against clean images rejected. AUC {areas}."
             item["svg"] = _inline(svg, f"d{k}", alt)
         shown.append(item)

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
 from jaxrobust.checks import check_sigma, check_temperature
-from jaxrobust.types import LogitsFn, Randomized, as_partial, logits_of, row_keys
+from jaxrobust.types import Images, LogitsFn, Randomized, as_partial, logits_of, row_keys
 
 
 def normalized(logits_fn: LogitsFn, mean: Any, std: Any) -> LogitsFn:
@@ -40,7 +40,7 @@ def normalized(logits_fn: LogitsFn, mean: Any, std: Any) -> LogitsFn:
     return Partial(_normalized, as_partial(logits_fn), *weights)
 
 
-def _normalized(logits_fn: LogitsFn, mean: Array, std: Array, x: Array, *key: Array) -> PyTree:
+def _normalized(logits_fn: LogitsFn, mean: Array, std: Array, x: Images, *key: Array) -> PyTree:
     return logits_fn((x - mean.astype(x.dtype)) / std.astype(x.dtype), *key)
 
 
@@ -96,7 +96,7 @@ def ensemble(logits_fns: Sequence[LogitsFn]) -> LogitsFn:
     return Partial(_mean_softmax, members)
 
 
-def _mean_softmax(members: tuple[LogitsFn, ...], x: Array, *key: Array) -> Array:
+def _mean_softmax(members: tuple[LogitsFn, ...], x: Images, *key: Array) -> Array:
     outputs = [
         one(x, jax.random.fold_in(key[0], i)) if isinstance(one, Randomized) else one(x)
         for i, one in enumerate(members)
@@ -192,7 +192,7 @@ def reversed_logits(logits_fn: LogitsFn) -> LogitsFn:
     return Partial(_reversed, as_partial(logits_fn))
 
 
-def _reversed(logits_fn: LogitsFn, x: Array, *key: Array) -> PyTree:
+def _reversed(logits_fn: LogitsFn, x: Images, *key: Array) -> PyTree:
     return reversed_outputs(logits_fn(x, *key))
 
 
@@ -241,7 +241,7 @@ def rescaled_logits(logits_fn: LogitsFn, temperature: float | None = None) -> Lo
     return Partial(_rescaled, as_partial(logits_fn), scale)
 
 
-def _rescaled(logits_fn: LogitsFn, scale: Array | None, x: Array, *key: Array) -> PyTree:
+def _rescaled(logits_fn: LogitsFn, scale: Array | None, x: Images, *key: Array) -> PyTree:
     outputs = logits_fn(x, *key)
     logits = logits_of(outputs)
     if scale is None:
