@@ -87,6 +87,8 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
             "protocol": config.PROTOCOL,
             "weights": {each: digest(network) for each, network in found.items()},
         }  # fmt: skip
+        if title.startswith(("white-box", "within", "black-box")):
+            about["white_box"] = config.WHITE_BOX
         command = f"python -m experiments.pdm --stage evaluate --data {place.data}"
         path = place.folder / f"{title.replace(' ', '-')}.json"
         make = functools.partial(measure, place, name)
@@ -298,7 +300,7 @@ def _carlini_wagner_wb(place: Place, name: str, kappa: float) -> np.ndarray:
     watched = detect.exposed(place.network(name), detectors(place, name)["median"])
     attack = functools.partial(
         attacks.carlini_wagner_l2, loss=losses.penalized(losses.f6, detect.hinge()),
-        num_steps=steps, num_searches=searches, initial_c=1.0, kappa=kappa,
+        num_steps=steps, num_searches=searches, kappa=kappa, **config.WHITE_BOX,
     )  # fmt: skip
     return _batched(place, attack, watched, place.sizes.dear)
 
