@@ -49,8 +49,8 @@ of ten iterations is our choice: with the usual 0.01 three of 100 held-out image
 MNIST's baseline, with 0.5 all but one."""
 
 WHITE_BOX = {"initial_c": 0.03, "learning_rate": 0.2}
-"""First c and learning rate of C&W-wb, our choice on 40 held-out images: with PDM it broke 28 of them
-within 500 iterations, at a median distortion of 0.094; with the usual 1 and 0.01 sixteen."""
+"""First c and learning rate of C&W-wb, our choice on 40 held-out images: with PDM it broke 28 of
+them within 500 iterations, at a median distortion of 0.094; with the usual 1 and 0.01 sixteen."""
 
 SURE = 5.0
 """Confidence of the second black-box row, that of RCE's white-box attack; the paper's is 0."""
