@@ -48,8 +48,8 @@ settings. BIM takes ten steps of a tenth of eps, JSMA up to 100 single features.
 of ten iterations is our choice on held-out images, few of which the usual 0.01 breaks."""
 
 WHITE_BOX = {"initial_c": 0.03, "learning_rate": 0.2}
-"""First c and learning rate of C&W-wb, our choice on held-out images: within 500 iterations the usual
-0.01 breaks far fewer, and a first c of 1 goes farther."""
+"""First c and learning rate of C&W-wb, our choice on held-out images: within 500 iterations the
+usual 0.01 breaks far fewer, and a first c of 1 goes farther."""
 
 SURE = 5.0
 """Confidence of the second black-box row, that of RCE's white-box attack; the paper's is 0."""
