@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -25,9 +26,11 @@ def canonical(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
     - Operands are put in NHWC/HWIO order by explicit transposes. The compiler does so itself, but
       in a program's entry computation only; in a loop's body the input-gradient convolution falls
       to a naive kernel, several times slower.
-    - A convolution of stride 1 with few output features, as the gradient in an image's one or three
-      channels is, becomes one matrix product and a sum of shifted results: the convolution kernel's
-      inner product would have one or three columns, and runs as slowly as with thirty.
+    - A convolution with few output features, as the gradient in an image's one or three channels
+      is, becomes one matrix product and a sum of shifted results: the convolution kernel's inner
+      product would have one or three columns, and runs as slowly as with thirty.
+    - A convolution with few input features, as a model's first is, becomes one matrix product of
+      its windows.
 
     Apply this to functions already differentiated. Looks into `jit` and call primitives, re-binds
     everything else; on other backends f is returned as it is.
@@ -80,6 +83,8 @@ def _convolution(lhs: Array, rhs: Array, *, dimension_numbers: Any, **params: An
     spatial = tuple(range(rank - 2))
     if _has_few_outputs(rhs.shape, params):
         out = _shifted_products(lhs, rhs, params)
+    elif _has_few_inputs(rhs.shape, params):
+        out = _product_of_windows(lhs, rhs, params)
     else:
         last = tuple(i + 1 for i in spatial)
         canonical_numbers = type(dimension_numbers)(
@@ -94,36 +99,124 @@ def _convolution(lhs: Array, rhs: Array, *, dimension_numbers: Any, **params: An
 
 
 def _has_few_outputs(kernel: tuple[int, ...], params: dict[str, Any]) -> bool:
-    """Whether a plain convolution has so few output features that its products are slivers."""
-    plain = (
-        all(
-            size == 1
-            for name in ("window_strides", "lhs_dilation", "rhs_dilation")
-            for size in params[name]
-        )
-        and params["feature_group_count"] == params["batch_group_count"] == 1
-    )
+    """Whether a convolution has so few output features that its products are slivers."""
     *window, features_in, features_out = kernel
+    plain = _is_plain(params, "window_strides", "rhs_dilation")
     return plain and features_out <= 4 <= features_in // 2 and math.prod(window) <= 64
 
 
+def _has_few_inputs(kernel: tuple[int, ...], params: dict[str, Any]) -> bool:
+    """Whether a convolution has so few input features that its windows are few numbers."""
+    *window, features_in, features_out = kernel
+    plain = _is_plain(params, "lhs_dilation", "rhs_dilation")
+    return plain and features_in <= 4 <= features_out // 2 and math.prod(window) <= 64
+
+
+def _is_plain(params: dict[str, Any], *names: str) -> bool:
+    """Whether a convolution has one group, and neither of two kinds of steps."""
+    groups = params["feature_group_count"] == params["batch_group_count"] == 1
+    return groups and all(size == 1 for name in names for size in params[name])
+
+
 def _shifted_products(lhs: Array, rhs: Array, params: dict[str, Any]) -> Array:
-    """Convolution of channels-last operands as one product per pixel, then a sum over offsets."""
+    """Convolution of channels-last operands as one product per pixel, then a sum over offsets.
+
+    Where the left operand is dilated (the gradient of strides), each product gives a block of that
+    many pixels a side.
+    """
     *window, features_in, features_out = rhs.shape
-    kernel = jnp.moveaxis(rhs, -2, 0).reshape(features_in, -1)
+    steps = params["lhs_dilation"]
+    flipped = jnp.flip(rhs, tuple(range(len(window))))
+    kernel, reach = _in_blocks(flipped, steps)
     products = jnp.matmul(
-        lhs, kernel, precision=params["precision"],
+        lhs, jnp.moveaxis(kernel, -2, 0).reshape(features_in, -1), precision=params["precision"],
         preferred_element_type=params["preferred_element_type"],
-    ).reshape(*lhs.shape[:-1], -1, features_out)  # fmt: skip
-    whole = [(0, 0, 0)]
+    ).reshape(*lhs.shape[:-1], math.prod(reach), -1)  # fmt: skip
+    # pixel o of the result is pixel o + size - 1 - low of all that the products reach
+    first, sizes, last = [], [], []
+    for length, size, step, (low, high) in zip(
+        lhs.shape[1:-1], window, steps, params["padding"], strict=True
+    ):
+        first.append(size - 1 - low)
+        sizes.append((length - 1) * step + 1 + low + high - (size - 1))
+        last.append((first[-1] + sizes[-1] - 1) // step)
     total = None
-    for index, offset in enumerate(itertools.product(*(range(size) for size in window))):
+    for index, offset in enumerate(itertools.product(*(range(number) for number in reach))):
         moves = [
-            (low - shift, high - (size - 1 - shift), 0)
-            for shift, size, (low, high) in zip(offset, window, params["padding"], strict=True)
+            (shift - start // step, end - shift - (length - 1), 0)
+            for shift, start, end, step, length in zip(
+                offset, first, last, steps, lhs.shape[1:-1], strict=True
+            )
         ]
         zero = jnp.zeros((), products.dtype)
-        moved = lax.pad(products[..., index, :], zero, [*whole, *moves, *whole])
+        moved = lax.pad(products[..., index, :], zero, [(0, 0, 0), *moves, (0, 0, 0)])
         total = moved if total is None else total + moved
     assert total is not None
-    return total
+    pixels = _depth_to_space(total, steps, features_out)
+    begin = [start % step for start, step in zip(first, steps, strict=True)]
+    end = [start + size for start, size in zip(begin, sizes, strict=True)]
+    return lax.slice(pixels, (0, *begin, 0), (len(lhs), *end, features_out))
+
+
+def _product_of_windows(lhs: Array, rhs: Array, params: dict[str, Any]) -> Array:
+    """Convolution of channels-last operands as the windows' product with the kernel.
+
+    Strides are taken out first: blocks of that many pixels a side become features of one pixel.
+    """
+    *window, _, features_out = rhs.shape
+    steps = params["window_strides"]
+    kernel, reach = _in_blocks(rhs, steps)
+    padding, sizes = [], []
+    for length, size, number, step, (low, high) in zip(
+        lhs.shape[1:-1], window, reach, steps, params["padding"], strict=True
+    ):
+        sizes.append((length + low + high - size) // step + 1)
+        padding.append((low, (sizes[-1] - 1 + number) * step - length - low, 0))
+    padded = lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *padding, (0, 0, 0)])
+    blocks = _space_to_depth(padded, steps)
+    moved = [
+        lax.slice(
+            blocks,
+            (0, *offset, 0),
+            (len(lhs), *map(operator.add, offset, sizes), blocks.shape[-1]),
+        )
+        for offset in itertools.product(*(range(number) for number in reach))
+    ]
+    return jnp.matmul(
+        jnp.concatenate(moved, axis=-1), kernel.reshape(-1, features_out),
+        precision=params["precision"], preferred_element_type=params["preferred_element_type"],
+    )  # fmt: skip
+
+
+def _in_blocks(kernel: Array, steps: tuple[int, ...]) -> tuple[Array, list[int]]:
+    """A kernel as offsets of blocks, then of pixels in a block, features; and how many blocks."""
+    *window, features_in, features_out = kernel.shape
+    reach = [-(-size // step) for size, step in zip(window, steps, strict=True)]
+    beyond = [
+        (0, number * step - size, 0)
+        for size, number, step in zip(window, reach, steps, strict=True)
+    ]
+    whole = lax.pad(kernel, jnp.zeros((), kernel.dtype), [*beyond, (0, 0, 0), (0, 0, 0)])
+    split = whole.reshape(*itertools.chain(*zip(reach, steps, strict=True)), *kernel.shape[-2:])
+    rank = len(window)
+    order = (*range(0, 2 * rank, 2), *range(1, 2 * rank, 2), 2 * rank, 2 * rank + 1)
+    inner = math.prod(steps)
+    return split.transpose(order).reshape(*reach, inner, features_in, features_out), reach
+
+
+def _space_to_depth(x: Array, steps: tuple[int, ...]) -> Array:
+    """Blocks of pixels as features of one."""
+    rank = len(steps)
+    counts = [length // step for length, step in zip(x.shape[1:-1], steps, strict=True)]
+    split = x.reshape(len(x), *itertools.chain(*zip(counts, steps, strict=True)), x.shape[-1])
+    order = (0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1)
+    return split.transpose(order).reshape(len(x), *counts, -1)
+
+
+def _depth_to_space(x: Array, steps: tuple[int, ...], features: int) -> Array:
+    """The other way round."""
+    rank, counts = len(steps), x.shape[1:-1]
+    split = x.reshape(len(x), *counts, *steps, features)
+    order = (0, *itertools.chain(*((1 + i, 1 + rank + i) for i in range(rank))), 2 * rank + 1)
+    lengths = map(operator.mul, counts, steps)
+    return split.transpose(order).reshape(len(x), *lengths, features)

@@ -120,10 +120,13 @@ def yopo(
         def move(x: Array, x_adv: Array, ascent: Array, radius: Array, size: Array) -> Array:
             return around(radius).project(x, around(radius).step(x_adv, ascent, size))
 
+        @gradients.canonical
+        def slope(x_adv: Array, costate: Array) -> Array:
+            return jax.vjp(lambda x: stem(params, x), x_adv)[1](costate)[0]
+
         def ascend(x_adv: Array, costate: Array) -> Array:
             def step(x_adv: Array, _: None) -> tuple[Array, None]:
-                pullback = jax.vjp(lambda x: stem(params, x), x_adv)[1]
-                (ascent,) = gradients.canonical(pullback)(costate)
+                ascent = slope(x_adv, costate)
                 return jax.vmap(move)(x, x_adv, ascent, radii, size), None
 
             return jax.lax.scan(step, x_adv, None, n)[0]
