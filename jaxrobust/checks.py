@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -128,14 +130,36 @@ def check_sigma(value: Any, box: tuple[float, float] | None = None) -> None:
 
 def check_temperature(value: Any) -> None:
     """Refuse a softmax temperature that is not one positive, finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < np.inf:
+    number = isinstance(value, (int, float, np.number, jax.Array)) and jnp.ndim(value) == 0
+    if isinstance(value, bool) or not number or not known(value, lambda t: 0 < t < np.inf):
         raise ValueError(f"temperature must be a positive, finite number; got {value!r}")
+
+
+def known(value: Any, holds: Callable[[Any], Any]) -> bool:
+    """Whether something holds of a number, or the number is traced and nobody can tell."""
+    return isinstance(value, jax.core.Tracer) or bool(holds(value))
 
 
 def check_count(value: Any, name: str, least: int = 1) -> None:
     """Refuse a count that is not an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
+
+
+def check_takes(attack: Any, names: tuple[str, ...], hint: str) -> frozenset[str]:
+    """Refuse an attack that does not take these arguments; returns all that it takes by name."""
+    if not callable(attack):
+        raise ValueError(f"attack must be an attack, {hint}; got {attack!r:.60}")
+    try:
+        parameters = inspect.signature(attack).parameters
+    except (TypeError, ValueError):  # not every callable has one
+        return frozenset(names)
+    kinds = {one.kind for one in parameters.values()}
+    missing = [name for name in names if name not in parameters]
+    if missing and inspect.Parameter.VAR_KEYWORD not in kinds:
+        wanted = " and ".join(f"{name}=" for name in names)
+        raise ValueError(f"attack must take {wanted}, {hint}; got {attack!r:.60}")
+    return frozenset(parameters)
 
 
 def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> None:

@@ -218,6 +218,11 @@ class Objective(NamedTuple):
     init: Callable[[PyTree, Array], PyTree]
     value_and_grad: Callable[..., tuple[Out, PyTree]]
 
+    @property
+    def name(self) -> str:
+        """The function that made it, as far as Python tells, for messages."""
+        return getattr(self.value_and_grad, "__qualname__", "the objective").split(".<")[0]
+
 
 @dataclasses.dataclass(frozen=True)
 class MarginBound:

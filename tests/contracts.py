@@ -87,9 +87,7 @@ def nearest_target(logits_fn, x, y, *, key, ball):
 MADE_OF_ATTACKS = {
     "autoattack": functools.partial(jr.attacks.autoattack, version="rand", chunk=3),
     "every_target": nearest_target,
-    "most_confusing": jr.attacks.most_confusing(
-        functools.partial(FEW, loss=jr.losses.targeted(jr.losses.margin))
-    ),
+    "most_confusing": jr.attacks.most_confusing(FEW, jr.losses.margin),
     "reparametrize": jr.attacks.reparametrize(
         jax.nn.sigmoid,
         FEW,

@@ -167,6 +167,10 @@ def test_rows_that_the_state_does_not_have_show():
     x, y, _ = data()
     out, _ = evaluate(make(num_examples=23), PARAMS, whole(x, y))
     assert np.isnan(out.loss)
+    batch = whole(x, y)
+    below = batch._replace(index=batch.index.at[0].set(-1))
+    out, _ = evaluate(make(), PARAMS, below)
+    assert np.isnan(out.loss)
 
 
 def test_the_attack_sees_evaluation_mode_and_the_state_goes_through_both_passes():
@@ -219,13 +223,14 @@ def test_training_widens_margins_and_a_resumed_run_ends_in_the_same_bits(tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"attack": jr.attacks.pgd}, "attack must be a minimum-norm attack that takes box="),
-        ({"attack": None}, "attack must be a minimum-norm attack"),
+        ({"attack": jr.attacks.pgd}, "attack must take box=, which seeks the least distance"),
+        ({"attack": None}, "attack must be an attack, which seeks the least distance"),
         ({"num_examples": 0}, "num_examples must be"),
         ({"norm": "l1"}, "norm must be one of linf, l2"),
         ({"clean_weight": 1.0}, "clean_weight must lie in"),
-        ({"eps_min": 0.3}, "eps_min and d_max must be finite, 0 < eps_min <= d_max; got 0.3"),
-        ({"d_max": np.inf}, "eps_min and d_max must be"),
+        ({"eps_min": 0.3}, "eps_min must be at most d_max; got 0.3"),
+        ({"eps_min": 0.0}, "eps_min must be positive"),
+        ({"d_max": np.inf}, "d_max must be finite"),
         ({"box": (1.0, 0.0)}, "box must be a pair"),
     ],
 )

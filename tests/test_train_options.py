@@ -170,7 +170,7 @@ def test_a_failure_names_step_objective_metrics_and_checkpoint(tmp_path):
     with pytest.raises(FloatingPointError) as failure:
         jr.train.fit(objective, optimizer=optax.sgd(0.1), directory=tmp_path, **options)
     said = str(failure.value)
-    assert " is nan at step 8 of scheduled; the last good checkpoint is " in said
+    assert " is nan at step 8 of madry, scheduled; the last good checkpoint is " in said
     assert str(tmp_path / "checkpoints" / "6") in said
     assert "adversarial_accuracy" in said.split("metrics of that step: ")[1]
     with pytest.raises(FloatingPointError, match="of cross_entropy; there is no good checkpoint"):

@@ -189,8 +189,7 @@ def attack(recipe: Recipe, pgd: Any) -> Attack:
         return jr.attacks.fgsm
     if recipe.attack == "pgd":
         return pgd
-    towards = jr.losses.targeted(jr.losses.cross_entropy)
-    return jr.attacks.most_confusing(functools.partial(pgd, loss=towards))
+    return jr.attacks.most_confusing(pgd)
 
 
 def labels(recipe: Recipe) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array
 
+from jaxrobust import checks, losses
 from jaxrobust.attacks._lift import check_call
+from jaxrobust.losses import Loss
 from jaxrobust.threat import Threat, check_threat
 from jaxrobust.types import Attack, LogitsFn, as_partial, logits_of, per_example
 
@@ -103,24 +106,28 @@ def _through(
     return attack(view(logits_fn), x, y, key=key, ball=ball)
 
 
-def most_confusing(attack: Attack) -> Attack:
-    """Aim a targeted attack at the wrong class that the model finds likeliest on the clean image.
+def most_confusing(attack: Callable[..., Array], loss: Loss = losses.cross_entropy) -> Attack:
+    """Aim an attack at the wrong class that the model finds likeliest on the clean image.
 
     Args:
-        attack: An attack of the common form whose loss is `losses.targeted(...)`.
+        attack: An attack of the common form that takes `loss`, and gets `losses.targeted(loss)`.
+        loss: Of the outputs and that class, to be small.
+
+    Raises:
+        ValueError: For an attack that takes no `loss`.
 
     References: Wang and Zhang 2019 (bilateral adversarial training), the class "MC" of paper 001.
 
-    >>> import functools
-    >>> from jaxrobust import Ball, losses
+    >>> from jaxrobust import Ball
     >>> from jaxrobust.attacks import fgsm
-    >>> towards = functools.partial(fgsm, loss=losses.targeted(losses.margin))
     >>> logits_fn = lambda x: x * jnp.array([3.0, 1.0, 2.0])
-    >>> most_confusing(towards)(logits_fn, jnp.full((1, 3), 0.5), jnp.array([0]),
+    >>> most_confusing(fgsm, losses.margin)(logits_fn, jnp.full((1, 3), 0.5), jnp.array([0]),
     ...     key=jax.random.key(0), ball=Ball("linf", 0.25))  # towards the last
     Array([[0.25, 0.5 , 0.75]], dtype=float32)
     """
-    return Partial(_at_most_confusing, as_partial(attack))
+    checks.check_takes(attack, ("loss",), "as attacks.pgd does")
+    aimed = functools.partial(attack, loss=losses.targeted(loss))
+    return Partial(_at_most_confusing, as_partial(aimed))
 
 
 def _at_most_confusing(

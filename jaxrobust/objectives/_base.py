@@ -223,6 +223,7 @@ def scale(weight: float | Array, objective: Objective) -> Objective:
         out, grads = step(*args, **kwargs)
         return out._replace(loss=weight * out.loss), jax.tree.map(lambda g: weight * g, grads)
 
+    value_and_grad.__qualname__ = objective.name
     return Objective(objective.init, value_and_grad)
 
 
@@ -278,6 +279,7 @@ def add(*objectives: Objective) -> Objective:
                 metrics[f"{name}_{i}" if name in metrics else name] = value
         return Out(loss, model_state, tuple(states), metrics), grads
 
+    value_and_grad.__qualname__ = " + ".join(one.name for one in objectives)
     return Objective(init, value_and_grad)
 
 

@@ -14,8 +14,8 @@ def bilateral(
     attack: Attack,
     *,
     ball: Threat,
-    beta: float = 9.0,
-    gamma: float = 0.01,
+    beta: float | Array = 9.0,
+    gamma: float | Array = 0.01,
     eval_forward: Forward | None = None,
 ) -> Objective:
     """Bilateral adversarial training (R-MC-LA): broken as a defence, for study.
@@ -26,10 +26,9 @@ def bilateral(
     29.35 %. Judge such a model by `attacks.autoattack`, never by PGD alone.
 
     It is `madry` with `labels=adversarial_labels(beta, gamma)`, and its siblings in paper 001 are
-    `madry` of the same parts, with `one = functools.partial(pgd, num_steps=1, step_size=eps)` and
-    `towards = functools.partial(one, loss=losses.targeted(losses.cross_entropy))`:
+    `madry` of the same parts, with `one = functools.partial(pgd, num_steps=1, step_size=eps)`:
 
-    - R-FGSM: `madry(forward, one)`; R-MC: `madry(forward, most_confusing(towards))`;
+    - R-FGSM: `madry(forward, one)`; R-MC: `madry(forward, attacks.most_confusing(one))`;
     - -LS: the same with `labels=smoothed_labels(0.5)`; -LA: with `labels=adversarial_labels(9.0)`;
     - Madry-LA: `madry` against `pgd`, with `labels=adversarial_labels(9.0)`.
 
@@ -37,8 +36,8 @@ def bilateral(
 
     Args:
         forward: `(params, model_state, x) -> (outputs, model_state)`.
-        attack: As published, `attacks.most_confusing(towards)`: one step of eps towards the wrong
-            class that is likeliest at the clean image, from a uniform random start.
+        attack: As published `attacks.most_confusing(one)`: one step of eps towards the wrong class
+            that is likeliest at the clean image, from a uniform random start.
         ball: The threat: linf of 8/255 on CIFAR-10, 16/255 with `beta=100` on ImageNet.
         beta: See `adversarial_labels`.
         gamma: See `adversarial_labels`.
@@ -56,4 +55,6 @@ def bilateral(
         methods.md G.
     """
     labels = adversarial_labels(beta, gamma)
-    return madry(forward, attack, ball=ball, labels=labels, eval_forward=eval_forward)
+    made = madry(forward, attack, ball=ball, labels=labels, eval_forward=eval_forward)
+    made.value_and_grad.__qualname__ = "bilateral"
+    return made

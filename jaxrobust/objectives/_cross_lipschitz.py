@@ -10,7 +10,7 @@ from jaxrobust.objectives._input_products import squared_products
 from jaxrobust.types import Objective
 
 
-def cross_lipschitz(forward: Forward, *, weight: float = 0.1) -> Objective:
+def cross_lipschitz(forward: Forward, *, weight: float | Array = 0.1) -> Objective:
     """`weight / (n K^2)` times the sum over images and pairs of classes of `||df_l - df_m||^2`.
 
     Pairs (l, m) and (m, l) both count, over n images and K classes; df is the derivative of a logit

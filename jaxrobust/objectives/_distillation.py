@@ -19,7 +19,9 @@ class DistillationState(NamedTuple):
     teacher: tuple[Array, ...]
 
 
-def distillation(forward: Forward, teacher: LogitsFn, *, temperature: float = 100.0) -> Objective:
+def distillation(
+    forward: Forward, teacher: LogitsFn, *, temperature: float | Array = 100.0
+) -> Objective:
     """Cross-entropy between teacher and student, both softened: broken as a defence, for study.
 
     Minimises the mean of `-sum_i p_i log q_i`, p and q the softmax of the teacher's and of the

@@ -14,7 +14,7 @@ from jaxrobust.types import Batch, Objective
 
 
 def input_gradient(
-    forward: Forward, *, weight: float = 110.0, loss: Loss = losses.cross_entropy
+    forward: Forward, *, weight: float | Array = 110.0, loss: Loss = losses.cross_entropy
 ) -> Objective:
     """`weight` times the batch mean of the squared l2 norm of each loss's derivative in its image.
 
@@ -54,8 +54,9 @@ def input_gradient(
             outputs, _ = forward(params, model_state, x)
             return jnp.sum(jax.vmap(loss)(outputs, batch.y))
 
-        slope = jax.grad(total)(batch.x)
-        return jnp.sum(slope * slope) / len(slope)
+        value, slope = jax.value_and_grad(total)(batch.x)
+        # the loss of a class that is not there is NaN, though its derivative is a number
+        return jnp.where(jnp.isnan(value), jnp.nan, jnp.sum(slope * slope) / len(slope))
 
     def value_and_grad(
         params: PyTree, model_state: PyTree, batch: Batch, key: Array

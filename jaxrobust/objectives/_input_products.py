@@ -18,7 +18,7 @@ def squared_products(
     forward: Forward,
     directions: Callable[[Key[Array, ""], int, int], Float[Array, "products rows classes"]],
     *,
-    weight: float,
+    weight: float | Array,
     metric: str,
 ) -> Objective:
     """`weight` times the sum over products i of the batch mean of `||J(x_b)^T v_ib||^2`.
@@ -65,7 +65,7 @@ def squared_products(
 def regulariser(
     value_and_grad: Callable[[PyTree, PyTree, Batch, Array], tuple[Array, PyTree]],
     *,
-    weight: float,
+    weight: float | Array,
     metric: str,
 ) -> Objective:
     """`weight` times a value, which leaves the model's state alone."""
@@ -82,6 +82,7 @@ def regulariser(
         out = Out(weight * value, model_state, state, {metric: value})
         return out, jax.tree.map(lambda g: weight * g, grads)
 
+    weighted.__qualname__ = metric
     return Objective(init, weighted)
 
 

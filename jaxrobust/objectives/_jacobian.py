@@ -13,7 +13,7 @@ from jaxrobust.types import Objective
 
 
 def jacobian(
-    forward: Forward, *, weight: float = 0.01, num_projections: int | None = 1
+    forward: Forward, *, weight: float | Array = 0.01, num_projections: int | None = 1
 ) -> Objective:
     """`weight / 2` times the batch mean of `||J||_F^2`, J the logits' derivative in the image.
 

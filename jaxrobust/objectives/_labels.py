@@ -7,13 +7,13 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxrobust.checks import check_radius
+from jaxrobust.checks import check_radius, known
 
 Labels = Callable[[Array, Array], Array]
 """`labels(logits, y) -> probabilities` of one example: its clean logits, its class."""
 
 
-def smoothed_labels(eps: float = 0.5) -> Labels:
+def smoothed_labels(eps: float | Array = 0.5) -> Labels:
     """Label smoothing: `1 - eps` for the true class, `eps / (classes - 1)` for every other.
 
     Args:
@@ -29,17 +29,18 @@ def smoothed_labels(eps: float = 0.5) -> Labels:
     Array([0.5 , 0.25, 0.25], dtype=float32)
     """
     check_radius(eps, "eps")
-    if not eps <= 1:
+    if not known(eps, lambda eps: eps <= 1):
         raise ValueError(f"eps must be at most 1, a share; got {eps}")
 
     def labels(logits: Float[Array, " classes"], y: Int[Array, ""]) -> Float[Array, " classes"]:
         others = jnp.full_like(logits, eps / (logits.size - 1))
-        return jnp.where(jnp.arange(logits.size) == y, jnp.asarray(1 - eps, logits.dtype), others)
+        shares = jnp.where(jnp.arange(logits.size) == y, 1 - eps, others)
+        return _of_a_class(shares.astype(logits.dtype), y)
 
     return labels
 
 
-def adversarial_labels(beta: float = 9.0, gamma: float = 0.01) -> Labels:
+def adversarial_labels(beta: float | Array = 9.0, gamma: float | Array = 0.01) -> Labels:
     """Adversarial labels: the less likely a wrong class, the larger its share.
 
     With v_k minus the log-probability of class k at the clean image and MC the wrong class of least
@@ -66,7 +67,7 @@ def adversarial_labels(beta: float = 9.0, gamma: float = 0.01) -> Labels:
     """
     check_radius(beta, "beta")
     check_radius(gamma, "gamma")
-    if not gamma > 0:
+    if not known(gamma, lambda gamma: gamma > 0):
         raise ValueError(f"gamma must be positive; got {gamma}")
 
     def labels(logits: Float[Array, " classes"], y: Int[Array, ""]) -> Float[Array, " classes"]:
@@ -74,6 +75,11 @@ def adversarial_labels(beta: float = 9.0, gamma: float = 0.01) -> Labels:
         largest = jnp.max(jnp.where(true, -jnp.inf, logits))
         weights = jnp.where(true, 0.0, largest - logits + gamma)
         weights = jnp.where(true, beta * jnp.max(weights), weights)
-        return weights / jnp.sum(weights)
+        return _of_a_class(weights / jnp.sum(weights), y)
 
     return labels
+
+
+def _of_a_class(shares: Array, y: Array) -> Array:
+    """NaN where there is no class y, as a loss of it is."""
+    return jnp.where((y >= 0) & (y < shares.size), shares, jnp.nan)

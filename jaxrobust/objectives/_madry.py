@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from jaxrobust import losses
+from jaxrobust.checks import check_takes
 from jaxrobust.losses import Loss
 from jaxrobust.objectives._base import Forward, frozen_model, mean_loss
 from jaxrobust.objectives._labels import Labels
@@ -52,11 +53,17 @@ def madry(
         An objective with the metric `adversarial_accuracy`; no state.
 
     Raises:
-        ValueError: At the first step, for a model with a state but no `eval_forward`.
+        ValueError: For an attack that takes no `ball`, and labels that are no function; at the
+            first step, for a model with a state but no `eval_forward`.
 
     References:
         Madry et al. 2018, eq. 2.1 (paper 001); methods.md B.
     """
+    check_takes(attack, ("ball",), "which stays within it: attacks.pgd, say")
+    if labels is not None and not callable(labels):
+        raise ValueError(
+            f"labels must be a function, such as objectives.smoothed_labels(0.5); got {labels!r}"
+        )
 
     def init(params: PyTree, key: Key[Array, ""]) -> tuple[()]:
         del params, key

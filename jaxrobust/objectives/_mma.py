@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -33,9 +32,9 @@ def mma(
     *,
     num_examples: int,
     norm: Literal["linf", "l2"] = "linf",
-    eps_min: float = 0.1,
-    d_max: float = 0.45,
-    clean_weight: float = 1 / 3,
+    eps_min: float | Array = 0.1,
+    d_max: float | Array = 0.45,
+    clean_weight: float | Array = 1 / 3,
     loss: Loss = losses.cross_entropy,
     eval_forward: Forward | None = None,
     box: Box = UNIT_BOX,
@@ -89,19 +88,18 @@ def mma(
     """
     checks.check_count(num_examples, "num_examples")
     checks.check_choice(norm, "norm", ("linf", "l2"))
-    if not 0 <= clean_weight < 1:
+    if not checks.known(clean_weight, lambda share: 0 <= share < 1):
         raise ValueError(f"clean_weight must lie in [0, 1); got {clean_weight}")
-    if not 0 < eps_min <= d_max < float("inf"):
-        raise ValueError(
-            f"eps_min and d_max must be finite, 0 < eps_min <= d_max; got {eps_min} and {d_max}"
-        )
+    for name, value in (("eps_min", eps_min), ("d_max", d_max)):
+        checks.check_radius(value, name)
+        if not checks.known(value, lambda value: value > 0):
+            raise ValueError(f"{name} must be positive; got {value}")
+    if not checks.known(d_max - eps_min, lambda difference: difference >= 0):
+        raise ValueError(f"eps_min must be at most d_max; got {eps_min} and {d_max}")
     check_box(box)
-    takes = inspect.signature(attack).parameters if callable(attack) else {}
-    if "box" not in takes:
-        raise ValueError(
-            "attack must be a minimum-norm attack that takes box=, such as "
-            f"attacks.adaptive_norm_pgd; got {attack!r:.60}"
-        )
+    takes = checks.check_takes(
+        attack, ("box",), "which seeks the least distance: attacks.adaptive_norm_pgd, say"
+    )
     reach = REACH * d_max
 
     def init(params: PyTree, key: Key[Array, ""]) -> MmaState:
@@ -126,7 +124,8 @@ def mma(
         logits_fn = frozen_model(forward, eval_forward, params, model_state)
         logits = logits_of(logits_fn(x))
         right = jax.vmap(losses.soft_margin)(logits, y) < 0
-        stored = state.radius.at[batch.index].get(mode="fill", fill_value=jnp.nan)
+        found = state.radius.at[batch.index].get(mode="fill", fill_value=jnp.nan)
+        stored = jnp.where(batch.index < 0, jnp.nan, found)  # which would count from the end
         radius = jnp.clip(jnp.nan_to_num(stored, nan=eps_min), eps_min, reach).astype(x.dtype)
 
         x_adv = searched(logits_fn, batch, radius, key)
@@ -138,12 +137,13 @@ def mma(
         clipped = right & (~finite | (length > reach * (1 + 1e-5)))
         attacked = right & (length > 0) & (length < d_max)
         kept = jnp.maximum(margin, eps_min).astype(state.radius.dtype)
-        state = MmaState(state.radius.at[batch.index].set(kept))
+        beyond = jnp.where(batch.index < 0, num_examples, batch.index)
+        state = MmaState(state.radius.at[beyond].set(kept, mode="drop"))
         mixed = jnp.where(_as_rows(jnp.isnan(stored), x), jnp.nan, x_adv)
 
         def total(params: PyTree) -> tuple[Array, PyTree]:
             value, after = jnp.zeros((), x.dtype), model_state
-            if clean_weight > 0:
+            if checks.known(clean_weight, lambda share: share > 0):
                 outputs, after = forward(params, after, x)
                 value = clean_weight * jnp.mean(jax.vmap(loss)(outputs, y))
             outputs, after = forward(params, after, mixed)

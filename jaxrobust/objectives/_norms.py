@@ -16,7 +16,7 @@ from jaxrobust.types import Batch, Objective, Out
 Read = Callable[[PyTree], list[Layer]]
 
 
-def frobenius_norm(layers: Read, weight: float) -> Objective:
+def frobenius_norm(layers: Read, weight: float | Array) -> Objective:
     """`weight * sum_l ||W_l||_F` over the affine layers; norms, not their squares.
 
     Args:
@@ -43,7 +43,7 @@ def frobenius_norm(layers: Read, weight: float) -> Objective:
     return _regulariser(init, norms, weight)
 
 
-def spectral_norm(layers: Read, weight: float, num_steps: int = 1) -> Objective:
+def spectral_norm(layers: Read, weight: float | Array, num_steps: int = 1) -> Objective:
     """`weight * sum_l ||W_l||_2` over the dense layers, by power iteration kept across steps.
 
     Args:

@@ -30,9 +30,9 @@ def scheduled(make: Callable[..., Objective], **schedules: Schedule) -> Objectiv
     reading). An attack's `step_size` of None follows the ball.
 
     Args:
-        make: `make(**numbers) -> objective`, called while the step is traced, so that the numbers
-            are arrays; what it checks about a number is not checked. The state that it starts with
-            is that of step 0, and its shapes must be the same at every step.
+        make: `make(**numbers) -> objective`, called with the numbers of step 0, whose state is the
+            first one, and then while the step is traced, when what it checks about a number is not
+            checked. The shapes of its state must be the same at every step.
         schedules: An optax schedule, step -> number, for each number by name.
 
     Returns:
@@ -59,9 +59,10 @@ def scheduled(make: Callable[..., Objective], **schedules: Schedule) -> Objectiv
     def now(step: Array) -> dict[str, Array]:
         return {name: jnp.asarray(schedule(step)) for name, schedule in schedules.items()}
 
+    first = make(**now(jnp.zeros((), jnp.int32)))
+
     def init(params: PyTree, key: Key[Array, ""]) -> ScheduledState:
-        step = jnp.zeros((), jnp.int32)
-        return ScheduledState(step, make(**now(step)).init(params, key))
+        return ScheduledState(jnp.zeros((), jnp.int32), first.init(params, key))
 
     def value_and_grad(
         params: PyTree,
@@ -78,4 +79,5 @@ def scheduled(make: Callable[..., Objective], **schedules: Schedule) -> Objectiv
         after = ScheduledState(state.step + 1, out.state)
         return out._replace(state=after, metrics={**out.metrics, **numbers}), grads
 
+    value_and_grad.__qualname__ = f"{first.name}, scheduled"
     return Objective(init, value_and_grad)

@@ -10,7 +10,7 @@ from jaxrobust.objectives._base import Forward, from_loss
 from jaxrobust.types import Objective, logits_of
 
 
-def cross_entropy(forward: Forward, *, temperature: float = 1.0) -> Objective:
+def cross_entropy(forward: Forward, *, temperature: float | Array = 1.0) -> Objective:
     """Softmax cross-entropy on the clean batch.
 
     Args:

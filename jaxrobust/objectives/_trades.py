@@ -52,13 +52,14 @@ def trades(
         the batch mean of KL; no state.
 
     Raises:
-        ValueError: For a negative beta or sigma; at the first step, for a model with a state but no
-            `eval_forward`.
+        ValueError: For a negative beta or sigma, and an attack without these arguments; at the
+            first step, for a model with a state but no `eval_forward`.
 
     References:
         Zhang et al. 2019, "Theoretically principled trade-off between robustness and accuracy"
         (TRADES), eq. 5; methods.md F.
     """
+    checks.check_takes(attack, ("ball", "loss", "start"), "as attacks.pgd does")
     checks.check_radius(beta, "beta")
     checks.check_radius(sigma, "sigma")
     step = at_both(forward, loss, losses.kl, beta, "adversarial_accuracy", "divergence")

@@ -206,7 +206,7 @@ def fit(
             ends_epoch = position + 1 == steps_per_epoch
             if not (ends_epoch or step % LOG_EVERY == 0):
                 continue
-            doing = run.doing(_name(objective))
+            doing = run.doing(objective.name)
             means = mean_metrics(pending, step, doing)
             check_params(state.params, step, doing)
             metrics.append(run.log(epoch, step, means))
@@ -245,8 +245,3 @@ def _chosen(found: dict[str, float], select: str) -> float:
             f"select must be one of what validate returns, {list(found)}; got {select!r}"
         )
     return found[select]
-
-
-def _name(objective: Objective) -> str:
-    """The function that made an objective, as far as Python tells."""
-    return getattr(objective.value_and_grad, "__qualname__", "the objective").split(".")[0]

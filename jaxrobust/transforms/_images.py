@@ -29,12 +29,17 @@ def crop_and_flip(
             cropped at random to its size again.
         flip: Whether left and right may change places.
 
+    Raises:
+        ValueError: For a padding that is no count, or an x that is no image.
+
     References: He et al. 2016; Madry et al. 2018 pad by 2, Wang and Zhang 2019 and others by 4.
 
     >>> crop_and_flip(jnp.ones((3, 3, 1)), jax.random.key(0), padding=0).shape
     (3, 3, 1)
     """
     check_count(padding, "padding", least=0)
+    if x.ndim != 3:
+        raise ValueError(f"x must be one image, (height, width, channels); got shape {x.shape}")
     crop_key, flip_key = jax.random.split(key)
     rows, columns = jax.random.randint(crop_key, (2,), 0, 2 * padding + 1)
     padded = jnp.pad(x, [(padding, padding), (padding, padding), (0, 0)])

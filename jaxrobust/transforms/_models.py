@@ -80,7 +80,8 @@ def ensemble(logits_fns: Sequence[LogitsFn]) -> LogitsFn:
         The model whose logits are `log(mean_i softmax(z_i))`, a pytree wherever all members are.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none; for one that is no model, or, when called, has classes of its
+            own.
 
     References: PGD-ens and PGDLS-ens of Ding et al. 2020 (MMA; paper 001, table 1), which are made
         of models trained at several eps; paper 001 does not say what is averaged.
@@ -88,6 +89,8 @@ def ensemble(logits_fns: Sequence[LogitsFn]) -> LogitsFn:
     >>> ensemble([lambda x: x, lambda x: -x])(jnp.array([[0.0, 2.0]]))  # log 1/2
     Array([[-0.693147..., -0.693147...]], dtype=float32)
     """
+    if not isinstance(logits_fns, Sequence) or not all(callable(one) for one in logits_fns):
+        raise ValueError(f"logits_fns must be a list of models; got {logits_fns!r:.60}")
     if not logits_fns:
         raise ValueError("logits_fns must hold at least one model; got none")
     members = tuple(as_partial(one) for one in logits_fns)
@@ -101,7 +104,11 @@ def _mean_softmax(members: tuple[LogitsFn, ...], x: Array, *key: Array) -> Array
         one(x, jax.random.fold_in(key[0], i)) if isinstance(one, Randomized) else one(x)
         for i, one in enumerate(members)
     ]
-    log_softmax = jax.nn.log_softmax(jnp.stack([logits_of(found) for found in outputs]))
+    logits = [logits_of(found) for found in outputs]
+    if len({found.shape for found in logits}) > 1:
+        shapes = ", ".join(str(found.shape) for found in logits)
+        raise ValueError(f"logits_fns must be models of the same classes; got logits of {shapes}")
+    log_softmax = jax.nn.log_softmax(jnp.stack(logits))
     count = jnp.asarray(len(members), log_softmax.dtype)
     return jax.nn.logsumexp(log_softmax, axis=0) - jnp.log(count)
 
