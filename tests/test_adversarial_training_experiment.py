@@ -1,13 +1,24 @@
 """Every recipe of the table makes an objective, and it takes a finite step."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxrobust as jr
-from experiments.adversarial_training import config, published, speed, train
+from experiments import records
+from experiments.adversarial_training import (
+    config,
+    evaluate,
+    figures,
+    published,
+    speed,
+    tables,
+    train,
+)
 from experiments.adversarial_training.evaluate import COMBINED, SOURCES, measurements
 
 ONE_STEP = {
@@ -88,3 +99,71 @@ def test_networks_with_batch_statistics_take_a_finite_step(name, monkeypatch):
     for leaf in jax.tree.leaves((params, model_state)):
         assert bool(jnp.all(jnp.isfinite(leaf)))
     assert bool(jnp.any(jax.tree.leaves(model_state)[0] != jax.tree.leaves(state[1])[0]))
+
+
+def test_networks_are_trained_measured_and_told(tmp_path, monkeypatch):
+    """Every measurement of two networks on a few images of noise, the figures and the tables."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(32, 28, 28, 1)).astype(np.float32)
+    images = jr.data.Dataset(x, np.arange(32, dtype=np.int32) % 10, 10)
+    monkeypatch.setattr(jr.data, "load", lambda name, split: images)
+    monkeypatch.setitem(config.IMAGES, "mnist", len(x))
+    few = functools.partial(jr.attacks.pgd, num_steps=2)
+    monkeypatch.setattr(jr.attacks, "autoattack_members", lambda *_: {"pgd": few})
+    monkeypatch.setattr(config, "SIZES", config.SIZES | {"cpu": config.Sizes(*[4] * 8)})
+    monkeypatch.setattr(config, "RADII", {"mnist": (0.1, 0.3)})
+    monkeypatch.setattr(config, "ENSEMBLES", {"mnist": {"ensemble": ("natural", "pgd-40")}})
+    setting = dataclasses.replace(config.CPU["mnist"], num_epochs=1, batch_size=16)
+    monkeypatch.setitem(config.CPU, "mnist", setting)
+    names = ("natural", "pgd-40", "madry x1")
+    recipes = {
+        name: dataclasses.replace(config.MNIST[name], num_steps=2, widths=(2, 3, 4))
+        for name in names
+    }
+    monkeypatch.setitem(config.RECIPES, "mnist", recipes)
+    monkeypatch.setattr(evaluate, "SOURCES", {"mnist": ("pgd-40",)})
+    monkeypatch.setattr(evaluate, "COMBINED", {"mnist": ("natural",)})
+    monkeypatch.setattr(evaluate, "TABLE", {"mnist": ("natural", "ensemble")})
+    monkeypatch.setattr(evaluate, "CAPACITY", ("madry x1",))
+    monkeypatch.setattr(evaluate, "STARTS", ("pgd-40",))
+    monkeypatch.setattr(evaluate, "MARGIN_RADII", {"mnist": (0.1,)})
+    monkeypatch.setattr(evaluate, "MARGIN_STEPS", {"mnist": 2})
+    full = evaluate.attacks_of
+    monkeypatch.setattr(
+        evaluate, "attacks_of", lambda data, kind: dict.fromkeys(full(data, kind), few)
+    )
+    place = evaluate.Place(tmp_path / "runs", tmp_path / "results", "cpu", "mnist", "test", 0)
+    evaluate.record(place)  # nothing is trained: only costs
+    assert [path.name for path in place.folder.iterdir()] == ["speed.json"]
+    for name in names:
+        train.network(name, "mnist", "cpu", place.out)
+    evaluate.record(place)
+    found = {name: content["found"] for name, content in records.read(place.folder).items()}
+    assert found.keys() == {
+        "speed", *(f"history {name}" for name in names), "table natural", "table ensemble",
+        "margins natural", "margins ensemble", "capacity madry x1", "starts pgd-40",
+        "combined natural", "restarts natural", "restarts ensemble", "autoattack natural",
+        "autoattack ensemble",
+    }  # fmt: skip
+    subject = place.subject("natural")
+    right = np.argmax(subject(images.x[:4]), -1) == images.y[:4]
+    assert found["table natural"]["clean"] == right.mean()
+    for name in ("table natural", "combined natural", "restarts natural"):
+        of = found[name]
+        assert of["clean"] >= of["worst case"]["0.1"] >= of["worst case"]["0.3"]
+    assert {"CE x5 at 0.1", "CW from pgd-40 at 0.3"} <= found["combined natural"]["accuracy"].keys()
+    assert found["history pgd-40"]["validation"][-1]["step"] == 2
+    assert 0 <= found["margins natural"]["mean"] <= 1
+    kept = (place.folder / "table-natural.json").read_text()
+    evaluate.record(place)
+    assert (place.folder / "table-natural.json").read_text() == kept
+    monkeypatch.setattr(config, "RADII", {"mnist": (0.2, 0.3)})  # another setting, another number
+    evaluate.record(place, ("table natural",))
+    assert (place.folder / "table-natural.json").read_text() != kept
+    figures.draw(place.folder)
+    assert {path.name for path in place.folder.glob("*.svg")} == {
+        "accuracy-time.svg", "training-loss.svg", "starts.svg", "capacity.svg", "radii.svg",
+    }  # fmt: skip
+    shown = tables.tables(place.folder.parent)
+    assert f"| natural | {100 * right.mean():.1f} |" in shown["methods mnist"]
+    assert shown["methods cifar10"].count("\n") == 2 + len(config.CIFAR10)

@@ -176,17 +176,23 @@ def test_nan_is_reported_with_its_step_and_metric(tmp_path):
     assert steps == [3]
 
 
-def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
+@pytest.mark.parametrize("what", ["params", "model_state"])
+def test_weights_that_are_not_finite_are_never_saved(what, tmp_path):
     x, y, params, objective = small()
 
     def value_and_grad(params, model_state, state, batch, *, key):
         out, grads = objective.value_and_grad(params, model_state, (), batch, key=key)
         bad = jnp.where(state == 5, jnp.nan, 0.0)  # the last step of the second epoch
-        return out._replace(state=state + 1), jax.tree.map(lambda g: g + bad, grads)
+        out = out._replace(state=state + 1)
+        if what == "params":
+            return out, jax.tree.map(lambda g: g + bad, grads)
+        return out._replace(model_state={"mean": bad}), grads
 
     failing = jr.Objective(lambda params, key: jnp.zeros((), jnp.int32), value_and_grad)
-    with pytest.raises(FloatingPointError, match=r"'w'.*after step 6"):
-        fit(x, y, params, failing, directory=tmp_path)
+    state = {"mean": jnp.zeros(())}
+    name = {"params": "'w'", "model_state": "'mean'"}[what]
+    with pytest.raises(FloatingPointError, match=rf"{what}.*{name}.*after step 6"):
+        fit(x, y, params, failing, directory=tmp_path, model_state=state)
     assert np.isfinite(jr.train.restore(tmp_path)[0]["w"]).all()
 
 

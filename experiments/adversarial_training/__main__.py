@@ -16,13 +16,13 @@ from experiments.adversarial_training import config, evaluate, figures, tables, 
 class Args:
     """Train networks (a run that was stopped goes on), attack them, fill the tables."""
 
-    stage: Literal["train", "evaluate", "figures"]
+    stage: Literal["train", "evaluate", "figures", "all"] = "all"
     """What to do; "evaluate" draws figures and tables too, which "figures" does again."""
     data: config.Data = "mnist"
     """Whose networks."""
     only: tuple[str, ...] = ()
-    """Names of networks to train, as in config.py, or parts of names of measurements; all if empty.
-    The costs are measured only where "speed" is named: on an idle machine."""
+    """Names of networks to train, as in config.py, or parts of names of measurements; all if empty
+    (of the smoke preset a network of each kind). "speed" wants an idle machine."""
     preset: Literal["cpu", "paper", "short", "smoke"] = "cpu"
     """How networks are trained and how much is measured; see config.py."""
     split: Literal["held-out", "test"] = "held-out"
@@ -36,14 +36,16 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Run one stage."""
-    if args.stage == "train":
-        for name in args.only or config.RECIPES[args.data]:
+    """Run one stage, or all."""
+    if args.stage in ("train", "all"):
+        every = config.SMOKE if args.preset == "smoke" else config.RECIPES
+        for name in args.only or every[args.data]:
             print(args.data, name, flush=True)
             train.network(name, args.data, args.preset, args.out, args.seed)
+    if args.stage == "train":
         return
     place = evaluate.Place(args.out, args.results, args.preset, args.data, args.split, args.seed)
-    if args.stage == "evaluate":
+    if args.stage != "figures":
         evaluate.record(place, args.only)
     figures.draw(place.folder)
     preset = args.preset if args.split == "test" else "held-out"  # the README is of the test set

@@ -24,6 +24,9 @@ from jaxrobust.identity import digest
 BATCH = 100
 MARGIN_RADII = {"mnist": (0.05, 0.1, 0.2, 0.3, 0.4), "cifar10": tuple(k / 255 for k in (2, 8, 20))}
 """From each of which AN-PGD seeks an image's margin; the smallest found is kept."""
+MARGIN_STEPS = {"mnist": 40, "cifar10": 10}
+STEP = {"mnist": 0.01, "cifar10": 2 / 255}
+"""Of the attacks of the table."""
 SOURCES = {"mnist": ("pgd-40", "trades", "mma"), "cifar10": ("madry 8", "trades", "mma 20")}
 """Networks whose images are transferred to all others in MMA's table."""
 COMBINED = {
@@ -110,15 +113,18 @@ def measurements(data: str) -> dict[str, tuple[Callable[[Place, str], Any], str]
 
 
 def record(place: Place, only: tuple[str, ...] = ()) -> None:
-    """Make every measurement whose network is trained, and the costs where "speed" is named."""
+    """Make the measurements named, or all: first what trainings cost, and then of each network."""
     command = (
         f"python -m experiments.adversarial_training --stage evaluate --data {place.data} "
         f"--split {place.split} --preset {place.preset}"
     )
-    if "speed" in only:
-        about = {"name": "speed", "data": place.data, "sizes": place.sizes}
+    if not only or "speed" in only:
+        about = {
+            "name": "speed", "data": place.data, "preset": place.preset, "sizes": place.sizes,
+            "settings": {name: _training(place, name) for name in RECIPES[place.data]},
+        }  # fmt: skip
         make = functools.partial(speed.costs, place.data, place.preset)
-        records.keep(place.folder / "speed.json", about, make, f"{command} --only speed")
+        records.keep(place.folder / "speed.json", about, make, command)
     for title, (measure, name) in measurements(place.data).items():
         if only and not any(part in title for part in only):
             continue
@@ -132,11 +138,36 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
         about = {
             "name": title, "data": place.data, "split": place.split, "seed": place.seed,
             "weights": {one: digest(found) for one, found in networks.items()},
-            "sizes": place.sizes,
+            "sizes": place.sizes, "settings": _settings(place, measure, name),
         }  # fmt: skip
         slug = re.sub(r"[^a-z0-9.*+]+", "-", title.lower()).replace("*", "-star")
         make = functools.partial(measure, place, name)
         records.keep(place.folder / f"{slug}.json", about, make, command)
+
+
+def _training(place: Place, name: str) -> dict[str, Any]:
+    """How a network is trained."""
+    chosen = config.setting(name, place.data, place.preset)
+    return dataclasses.asdict(RECIPES[place.data][name]) | dataclasses.asdict(chosen)
+
+
+def _settings(place: Place, measure: Callable[..., Any], name: str) -> dict[str, Any]:
+    """What a measurement depends on besides weights, sizes and seed."""
+    radii = config.RADII[place.data]
+    found: dict[str, Any] = {
+        history: _training(place, name) if measure is history else {},
+        table: {"radii": _table_radii(place), "attacks": attacks_of(place.data, "table")},
+        restarts: {"radii": _table_radii(place), "attacks": attacks_of(place.data, "restarts")},
+        autoattack: {"eps": config.EPS[place.data]},
+        combined: {"radii": radii, "attacks": attacks_of(place.data, "combined")},
+        capacity: {"eps": config.EPS[place.data], "attacks": attacks_of(place.data, "table")},
+        margins: {"radii": MARGIN_RADII[place.data], "num_steps": MARGIN_STEPS[place.data]},
+        starts: {"eps": config.EPS[place.data], "step_size": STEP[place.data]},
+    }[measure]
+    if "attacks" in found:  # a partial's own words, without addresses
+        spelled = {key: re.sub(r" at 0x\w+", "", repr(of)) for key, of in found["attacks"].items()}
+        found |= {"attacks": spelled}
+    return found
 
 
 def history(place: Place, name: str) -> dict[str, Any]:
@@ -156,7 +187,7 @@ def history(place: Place, name: str) -> dict[str, Any]:
 @functools.cache  # the same functions for all networks, so that they share compiled programs
 def attacks_of(data: str, kind: str) -> dict[str, Any]:
     """The attacks of a measurement; "CW" climbs the logit margin at confidence 50 (Madry's CW+)."""
-    step = {"mnist": 0.01, "cifar10": 2 / 255}[data]
+    step = STEP[data]
     margin = jr.losses.confident(jr.losses.f6, 50.0)
     pgd = functools.partial(jr.attacks.pgd, step_size=step)
     relative = functools.partial(jr.attacks.pgd, step_size=None)
@@ -186,7 +217,7 @@ def attacks_of(data: str, kind: str) -> dict[str, Any]:
             own = functools.partial(relative, num_steps=40, num_restarts=5)
             return {
                 "CE x5": own,
-                "CW x5": functools.partial(own, loss=margin),
+                "CW x5": functools.partial(own, loss=jr.losses.margin),  # ends at a success
                 "CE": functools.partial(relative, num_steps=40),
                 "CW": functools.partial(relative, num_steps=40, loss=margin),
             }
@@ -197,9 +228,13 @@ def table(place: Place, name: str, kind: str = "table") -> dict[str, Any]:
 
     MNIST: at all radii. CIFAR-10: at 8/255, with steps of 2/255, the rows of the paper's tables.
     """
-    radii = config.RADII["mnist"] if place.data == "mnist" else (config.EPS["cifar10"],)
+    radii = _table_radii(place)
     num = place.sizes.table if kind == "table" else place.sizes.restarts
     return _under(place, name, attacks_of(place.data, kind), radii, num, alone=True)
+
+
+def _table_radii(place: Place) -> tuple[float, ...]:
+    return config.RADII["mnist"] if place.data == "mnist" else (config.EPS["cifar10"],)
 
 
 def restarts(place: Place, name: str) -> dict[str, Any]:
@@ -266,7 +301,7 @@ def margins(place: Place, name: str) -> dict[str, Any]:
     x, y = (part[: place.sizes.margins] for part in place.images)
     wrong = np.asarray(np.argmax(subject(x), -1) != y)
     least = np.max(np.maximum(x, 1 - x).reshape(len(x), -1), axis=1)
-    steps = {"mnist": 40, "cifar10": 10}[place.data]
+    steps = MARGIN_STEPS[place.data]
     for radius in MARGIN_RADII[place.data]:
         attack = functools.partial(jr.attacks.adaptive_norm_pgd, radius=radius, num_steps=steps)
         x_adv = _batched(place, subject, attack, x, y)
@@ -291,7 +326,7 @@ def starts(place: Place, name: str) -> dict[str, Any]:
         same = np.repeat(x[row : row + 1], num, axis=0), np.repeat(y[row : row + 1], num)
         x_adv, trace = jr.attacks.pgd_trace(
             subject, *same, key=jax.random.fold_in(jax.random.key(place.seed), row), ball=ball,
-            num_steps=40, step_size=0.01,
+            num_steps=40, step_size=STEP[place.data],
         )  # fmt: skip
         last = jax.vmap(jr.losses.cross_entropy)(subject(x_adv), jnp.asarray(same[1]))
         found.append({

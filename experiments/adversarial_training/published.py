@@ -36,6 +36,7 @@ MMA_CIFAR10 = {
 """MMA's table: clean, AvgAcc, AvgRobAcc, accuracies at 4 to 32 of 255."""
 
 BILATERAL = {
+    "madry 8": (87.3, 56.1, 50.0, 45.8, None, None, None, None),
     "r-fgsm": (89.8, 55.8, 48.0, 42.9, None, None, None, None),
     "r-fgsm-ls": (89.1, 62.0, 54.6, 49.0, None, None, None, None),
     "r-mc": (89.9, 62.6, 48.4, 43.4, None, None, None, None),
@@ -46,7 +47,8 @@ BILATERAL = {
     "madry-la": (86.8, 63.4, 57.8, 53.2, None, None, None, None),
 }
 """Tables 5 and 6 of bilateral training: clean, FGSM, CE-7, CE-20, CE-100, CW-20, CW-100, CW-200.
-Of the two tables' means, where they differ, Table 5's."""
+Of the two tables' means, where they differ, Table 5's; its row "Madry [34]" stands beside PGD-10
+training."""
 
 AUTOATTACK = {
     ("mnist", "madry 0.3"): "88.50 (Madry's secret network)",

@@ -12,6 +12,14 @@ from experiments.adversarial_training.evaluate import COMBINED, METHODS
 
 Found = dict[str, Any]
 
+TABLE = {"mnist": METHODS, "cifar10": tuple(config.CIFAR10)}
+"""Rows of the tables of methods."""
+RADII = {"mnist": config.RADII["mnist"], "cifar10": (config.EPS["cifar10"],)}
+AT = {"mnist": config.RADII["mnist"].index(0.3), "cifar10": 0}
+"""Radii of its attacks of 20 steps, and which of them the others have."""
+LONG = {"mnist": ("PGD-40", "CW-40", "PGD-100 x5"), "cifar10": ("PGD-7", "CW-20", "PGD-100 x5")}
+"""Its other attacks."""
+
 
 def tables(folder: Path) -> dict[str, str]:
     """Markdown tables by their names in the README, of a folder with one for each data set."""
@@ -21,12 +29,11 @@ def tables(folder: Path) -> dict[str, str]:
     }
     mnist, cifar10 = found["mnist"], found["cifar10"]
     return {
-        "methods mnist": _methods(mnist),
+        "methods mnist": _methods(mnist, "mnist"),
+        "methods cifar10": _methods(cifar10, "cifar10"),
         "targets mnist": _targets(mnist),
-        "yopo mnist": _yopo(mnist, published.YOPO_MNIST, "PGD-40 at 0.3", "CW-40 at 0.3"),
-        "yopo cifar10": _yopo(
-            cifar10, published.YOPO_CIFAR10, "PGD-20 at 0.03137", "CW-20 at 0.03137"
-        ),
+        "yopo mnist": _yopo(mnist, "mnist", published.YOPO_MNIST, "PGD-40", "CW-40"),
+        "yopo cifar10": _yopo(cifar10, "cifar10", published.YOPO_CIFAR10, "PGD-20", "CW-20"),
         "mma mnist": _mma(mnist, "mnist", {}),
         "mma cifar10": _mma(cifar10, "cifar10", published.MMA_CIFAR10),
         "bilateral cifar10": _bilateral(cifar10),
@@ -44,31 +51,37 @@ def accuracy(found: Found, name: str, attack: str, kind: str = "table") -> Any:
     return found.get(f"{kind} {name}", {}).get("accuracy", {}).get(attack)
 
 
-def _methods(found: Found) -> str:
+def _methods(found: Found, data: str) -> str:
     """All methods under the same attacks, and what they cost."""
-    costs, eps = found.get("speed", {}), config.EPS["mnist"]
+    costs, radii = found.get("speed", {}), RADII[data]
+    long, margin, strong = LONG[data]
     rows = []
-    for name in METHODS:
-        of, strong = found.get(f"table {name}", {}), found.get(f"autoattack {name}", {})
-        auto, cost = strong.get("worst case", {}).get(f"{eps:.4g}"), costs.get(name, {})
+    for name in TABLE[data]:
+        of, cost = found.get(f"table {name}", {}), costs.get(name, {})
         rows.append([
             name,
             percent(of.get("clean")),
-            ", ".join(percent(accuracy(found, name, f"PGD-20 at {r:.4g}"))
-                      for r in config.RADII["mnist"]) if of else "",
-            percent(accuracy(found, name, f"PGD-40 at {eps:.4g}")),
-            percent(accuracy(found, name, f"CW-40 at {eps:.4g}")),
-            percent(accuracy(found, name, f"PGD-100 x5 at {eps:.4g}", "restarts")),
-            "" if auto is None
-            else f"{percent(auto)} ({records.ends(auto, strong['num_images'], 0)})",
-            published.AUTOATTACK.get(("mnist", name), ""),
+            ", ".join(percent(accuracy(found, name, f"PGD-20 at {r:.4g}")) for r in radii)
+            if of else "",
+            percent(accuracy(found, name, f"{long} at {radii[AT[data]]:.4g}")),
+            percent(accuracy(found, name, f"{margin} at {radii[AT[data]]:.4g}")),
+            percent(accuracy(found, name, f"{strong} at {radii[AT[data]]:.4g}", "restarts")),
+            _autoattack(found, data, name),
+            published.AUTOATTACK.get((data, name), ""),
             f"{cost['epoch']:.1f}" if cost else "",
             f"{cost['gradients']}" if cost else "",
         ])  # fmt: skip
-    radii = ", ".join(f"{r:g}" for r in config.RADII["mnist"])
-    head = ["", "clean, %", f"PGD-20 at {radii}", "PGD-40", "CW-40", "PGD-100 x5",
-            "AutoAttack (95 %)", "published", "seconds an epoch", "gradients an image"]  # fmt: skip
+    head = ["", "clean, %", f"PGD-20 at {', '.join(f'{r:.3g}' for r in radii)}", long, margin,
+            strong, "AutoAttack (95 %)", "published", "seconds an epoch",
+            "gradients an image"]  # fmt: skip
     return records.table(head, rows)
+
+
+def _autoattack(found: Found, data: str, name: str) -> str:
+    """Accuracy under AutoAttack, with the ends of its interval."""
+    of = found.get(f"autoattack {name}", {})
+    left = of.get("worst case", {}).get(f"{config.EPS[data]:.4g}")
+    return "" if left is None else f"{percent(left)} ({records.ends(left, of['num_images'], 0)})"
 
 
 def _targets(found: Found) -> str:
@@ -89,7 +102,7 @@ def _targets(found: Found) -> str:
         return "?" if of is None else f"{of['mean']:.3f}"
 
     share = ""
-    if costs:
+    if {"yopo-5-10", "pgd-40"} <= costs.keys():
         share = f"{100 * costs['yopo-5-10']['step'] / costs['pgd-40']['step']:.0f} %"
     rows = [
         ["YOPO-5-10 behind PGD-40 training, under PGD-40", "at most 2 points", behind("yopo-5-10")],
@@ -103,22 +116,25 @@ def _targets(found: Found) -> str:
     return records.table(["", "target", "measured"], rows)
 
 
-def _yopo(found: Found, paper: dict[str, tuple[float, ...]], pgd: str, margin: str) -> str:
+def _yopo(
+    found: Found, data: str, paper: dict[str, tuple[float, ...]], pgd: str, margin: str
+) -> str:
     """Ours, and in brackets the paper's."""
-    costs, rows = found.get("speed", {}), []
+    costs, rows, eps = found.get("speed", {}), [], f"{config.EPS[data]:.4g}"
     for name, printed in paper.items():
         ours = (
             found.get(f"table {name}", {}).get("clean"),
-            accuracy(found, name, pgd),
-            accuracy(found, name, margin),
+            accuracy(found, name, f"{pgd} at {eps}"),
+            accuracy(found, name, f"{margin} at {eps}"),
         )
         cost = costs.get(name, {})
         rows.append([
-            name, *_beside(ours, printed), f"{cost['epoch']:.1f}" if cost else "",
-            f"{cost['gradients']}" if cost else "",
+            name, *_beside(ours, printed), _autoattack(found, data, name),
+            published.AUTOATTACK.get((data, name), ""),
+            f"{cost['epoch']:.1f}" if cost else "", f"{cost['gradients']}" if cost else "",
         ])  # fmt: skip
-    head = ["", "clean, % (paper)", f"{pgd.split()[0]} (paper)", "CW (paper)",
-            "seconds an epoch", "gradients an image"]  # fmt: skip
+    head = ["", "clean, % (paper)", f"{pgd} (paper)", "CW (paper)", "AutoAttack (95 %)",
+            "published", "seconds an epoch", "gradients an image"]  # fmt: skip
     return records.table(head, rows)
 
 
@@ -127,16 +143,14 @@ def _mma(found: Found, data: str, paper: dict[str, tuple[float, ...]]) -> str:
     radii, rows = config.RADII[data], []
     for name in COMBINED[data]:
         of, margin = found.get(f"combined {name}", {}), found.get(f"margins {name}", {})
-        strong = found.get(f"autoattack {name}", {})
         ours = (
             of.get("clean"), of.get("average"), of.get("average robust"),
             *(of.get("worst case", {}).get(f"{eps:.4g}") for eps in radii),
         )  # fmt: skip
-        auto = strong.get("worst case", {}).get(f"{config.EPS[data]:.4g}")
         rows.append([
             name, f"{margin['mean']:.4f}" if margin else "",
             *_beside(ours, paper.get(name, [None] * len(ours))),
-            percent(auto), published.AUTOATTACK.get((data, name), ""),
+            _autoattack(found, data, name), published.AUTOATTACK.get((data, name), ""),
         ])  # fmt: skip
     shown = [f"{eps:g}" if data == "mnist" else f"{round(eps * 255)}" for eps in radii]
     head = ["", "average margin", "clean, %", "AvgAcc", "AvgRobAcc", *shown, "AutoAttack",
@@ -155,9 +169,8 @@ def _bilateral(found: Found) -> str:
             accuracy(found, name, f"CW-20 at {at}"),
             *(accuracy(found, name, f"{a} at {at}", "restarts") for a in ("CW-100", "CW-200")),
         )
-        strong = found.get(f"autoattack {name}", {})
         rows.append([
-            name, *_beside(ours, printed), percent(strong.get("worst case", {}).get(at)),
+            name, *_beside(ours, printed), _autoattack(found, "cifar10", name),
             published.AUTOATTACK.get(("cifar10", name), ""),
         ])  # fmt: skip
     head = ["", "clean, % (paper)", "FGSM", "CE-7", "CE-20", "CE-100", "CW-20", "CW-100", "CW-200",

@@ -78,8 +78,8 @@ def network(name: str, data: str, preset: str, out: Path, seed: int = 0) -> None
     setting, recipe = config.setting(name, data, preset), RECIPES[data][name]
     images = jr.data.load(data, f"train[:-{HELD_OUT}]")
     x, y = images.x[: setting.images], images.y[: setting.images]
-    key = jax.random.fold_in(jax.random.key(seed), [*RECIPES[data]].index(name))
-    init_key, fit_key, attack_key = jax.random.split(key, 3)
+    # the same for all networks: methods are compared from one start, on batches in one order
+    init_key, fit_key, attack_key = jax.random.split(jax.random.key(seed), 3)
     model, params, state = start(setting.model, recipe.widths, init_key, x.shape[1:])
     steps = num_steps(name, data, preset)
     jr.train.fit(
@@ -157,7 +157,7 @@ def objective(
         )
     if recipe.regulariser == "none":
         return made
-    return jr.objectives.add(made, regulariser(recipe, model.forward))
+    return jr.objectives.add(made, regulariser(recipe, setting, model.forward))
 
 
 def within(recipe: Recipe, model: Model, batch: tuple[int, ...], eps: Any) -> jr.Objective:
@@ -203,13 +203,14 @@ def labels(recipe: Recipe) -> Any:
             return jr.objectives.adversarial_labels(9.0)
 
 
-def regulariser(recipe: Recipe, forward: Any) -> jr.Objective:
+def regulariser(recipe: Recipe, setting: Setting, forward: Any) -> jr.Objective:
     """What is added at the clean images."""
     match recipe.regulariser:
         case "jacobian":
             return jr.objectives.jacobian(forward, weight=recipe.weight)
         case "input gradient":
-            return jr.objectives.input_gradient(forward, weight=recipe.weight)
+            weight = setting.gradient_weight or recipe.weight
+            return jr.objectives.input_gradient(forward, weight=weight)
         case _:
             return jr.objectives.cross_lipschitz(forward, weight=recipe.weight)
 

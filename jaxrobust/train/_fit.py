@@ -23,7 +23,7 @@ from jaxrobust.train._state import (
     Weights,
     averaged,
     better,
-    check_params,
+    check_finite,
     mean_metrics,
     no_best,
     validated,
@@ -124,9 +124,9 @@ def fit(
         ValueError: For data, counts, a decay or a key that cannot be meant; for a directory that
             holds a run which is not to be resumed, or that differs in what `resume` says is
             checked; for a `select` that `validate` does not return.
-        FloatingPointError: As soon as a metric or a parameter is not finite, with its name, its
-            step, the objective, that step's metrics and the last good checkpoint; a label beyond
-            the model's classes shows as a loss of NaN.
+        FloatingPointError: As soon as a metric, a parameter or the model's state is not finite,
+            with its name, its step, the objective, that step's metrics and the last good
+            checkpoint; a label beyond the model's classes shows as a loss of NaN.
     """
     x, y = checks.images_and_labels(data)
     checks.check_images(x, box, "data[0]")
@@ -208,7 +208,7 @@ def fit(
                 continue
             doing = run.doing(objective.name)
             means = mean_metrics(pending, step, doing)
-            check_params(state.params, step, doing)
+            check_finite(Weights(state.params, state.model_state), step, doing)
             metrics.append(run.log(epoch, step, means))
             advance(len(pending), metrics[-1])
             pending.clear()

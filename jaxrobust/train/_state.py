@@ -115,14 +115,15 @@ def mean_metrics(pending: list[dict[str, Array]], step: int, doing: str) -> dict
 
 @jax.jit
 def _all_finite(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), tree)
+    numbers = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)) if numbers(leaf) else True, tree)
 
 
-def check_params(params: PyTree, step: int, doing: str) -> None:
-    """Stop before a checkpoint is written of parameters that are not finite."""
-    finite: Any = jax.device_get(_all_finite(params))
+def check_finite(weights: Weights, step: int, doing: str) -> None:
+    """Stop before a checkpoint is written of a model that is not finite, its state included."""
+    finite: Any = jax.device_get(_all_finite(weights))
     for path, fine in jax.tree_util.tree_leaves_with_path(finite):
         if not fine:
             raise FloatingPointError(
-                f"parameter {jax.tree_util.keystr(path)} is not finite after step {step} {doing}"
+                f"{jax.tree_util.keystr(path)} is not finite after step {step} {doing}"
             )

@@ -99,7 +99,7 @@ def ensemble(logits_fns: Sequence[LogitsFn]) -> LogitsFn:
     return Partial(_mean_softmax, members)
 
 
-def _mean_softmax(members: tuple[LogitsFn, ...], x: Array, *key: Array) -> Array:
+def _mean_softmax(members: tuple[LogitsFn, ...], x: Any, *key: Array) -> Array:
     outputs = [
         one(x, jax.random.fold_in(key[0], i)) if isinstance(one, Randomized) else one(x)
         for i, one in enumerate(members)
