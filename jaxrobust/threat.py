@@ -175,12 +175,13 @@ def check_ball(ball: Any, num_rows: int | None = None) -> None:
 
 
 def check_threat(threat: Any, num_rows: int | None = None) -> None:
-    """Refuse what is no threat at all, or whose radius is negative, not finite or misshapen."""
+    """Refuse what is no threat at all, or whose box or radius cannot be meant."""
     if not isinstance(threat, Threat):
         raise ValueError(
             "ball must be a threat, such as jaxrobust.Ball or jaxrobust.flow.FlowBall; got "
             f"{type(threat).__name__}"
         )
+    check_box(threat.box)
     check_radius(threat.eps, "eps", num_rows)
     low, high = threat.box
     plain = isinstance(threat.eps, int | float | np.number)

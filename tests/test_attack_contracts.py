@@ -76,6 +76,9 @@ def test_same_key_same_bits_and_another_key_is_heard(name, norm):
 EXACTLY = {
     "adaptive_norm_pgd": (20, 20 + 12),  # PGD; then its end, ten bisections and the clean image
     "apgd": (20 + 1, 2 * (20 + 1)),  # a gradient and a forward at each point
+    "apgd_targeted": (2 * (20 + 1), 4 * (20 + 1) + 1),  # of each target; and what x is taken for
+    "bim": (4, 4),
+    "fgsm": (1, 1),
     "fab": (2 * 20 * 3, 2 * 20 * 2 + 6),  # a gradient a class; ends and steps of the final search
     "fmn": (30, 2 * 30),
     "pgd": (20, 20),
@@ -294,6 +297,25 @@ def test_wrong_input_is_refused(name, norm, change, message):
 
 
 @pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("name", MADE_OF_ATTACKS)
+def test_wrong_input_of_attacks_made_of_attacks_is_refused(name):
+    logits_fn, _, x, y = problem(12)
+    ball = jr.Ball("linf", 0.1)
+    for change, message in (
+        ({"x": 255 * x}, "x must lie in the box"),
+        ({"x": np.full_like(x, np.nan)}, "finite"),
+        ({"y": np.full(8, 3, np.int32)}, "in 0..2"),
+        ({"y": np.zeros(7, np.int32)}, "one label for each"),
+        ({"key": 0}, "typed key"),
+        ({"logits_fn": lambda x: x.sum(-1)}, "logits_fn must return"),
+        ({"ball": jr.Ball("linf", 0.1, (1.0, 0.0))}, "box must be a pair"),
+    ):
+        of = {"logits_fn": logits_fn, "x": x, "y": y, "key": KEY, "ball": ball} | change
+        with pytest.raises(ValueError, match=message):
+            MADE_OF_ATTACKS[name](of["logits_fn"], of["x"], of["y"], key=of["key"], ball=of["ball"])
+
+
+@pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("attack", [jr.attacks.fgsm, jr.attacks.bim, jr.attacks.pgd])
 @pytest.mark.parametrize("eps", [-0.1, np.nan, np.inf, np.zeros(5)])
 def test_wrong_eps_is_refused(attack, eps):
@@ -332,6 +354,7 @@ def test_wrong_counts_and_steps_are_refused():
         (functools.partial(jr.attacks.square, ball=jr.Ball("linf", 8 / 255)), 10),
         (functools.partial(jr.attacks.deepfool, num_candidates=10), 10 * 20),
         (jr.attacks.every_target(jr.attacks.carlini_wagner_l2), 9 * 20),
+        (functools.partial(jr.attacks.autoattack, ball=jr.Ball("linf", 8 / 255), chunk=128), 30),
     ],
     ids=[
         "adaptive_norm_pgd",
@@ -346,6 +369,7 @@ def test_wrong_counts_and_steps_are_refused():
         "square",
         "deepfool",
         "carlini_wagner, nine targets",
+        "autoattack",
     ],
 )
 def test_memory_at_the_size_of_cifar10(attack, arrays):

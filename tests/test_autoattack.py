@@ -51,6 +51,26 @@ def test_one_attack_is_its_members_in_turn_and_is_traced_once():
     assert len(traces) == before + 1  # for the shape of its logits
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_first_member_sees_past_saturated_probabilities(norm):
+    """Logits 100,000 times as large: nothing is left of the cross-entropy's gradient in float32."""
+    logits_fn, layers, x, y = problem(9, batch=20)
+    large = jax.tree_util.Partial(lambda weights, x: 1e5 * jr.layers.apply(weights, x), layers)
+    ball = jr.Ball(norm, {"linf": 0.2, "l2": 0.4, "l1": 0.8}[norm])
+    for version in ("standard", "plus"):
+        first = jr.attacks.autoattack_members(version, norm)["apgd-ce"]
+        few = functools.partial(first, num_steps=20)
+        wrong = lambda attack, model: (
+            np.asarray(logits_fn(attack(model, x, y, key=KEY, ball=ball))).argmax(-1) != y
+        )
+        broken = wrong(few, logits_fn)
+        assert 5 < broken.sum() < 20
+        assert wrong(few, large).sum() >= broken.sum()
+    blind = functools.partial(few, loss=jr.losses.cross_entropy)
+    np.testing.assert_array_equal(wrong(blind, logits_fn), broken)
+    assert wrong(blind, large).sum() < broken.sum() - 1
+
+
 @pytest.mark.usefixtures("untyped")
 def test_wrong_input_is_refused():
     logits_fn, _, x, y = problem(1)

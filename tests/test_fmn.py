@@ -77,6 +77,7 @@ def test_long_l2_steps_do_not_get_stuck_at_the_box():
         ({"step_size": -1.0}, "step_size must be"),
         ({"norm": "l0"}, "norm must be one of"),
         ({"num_steps": 0}, "num_steps must be"),
+        ({"loss": jr.losses.cross_entropy}, "loss must be 0 where it begins to succeed"),
     ],
 )
 @pytest.mark.usefixtures("untyped")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contracts import MINIMUM_NORM, problem
+from contracts import ATTACKS, MINIMUM_NORM, problem
 
 import jaxrobust as jr
 from jaxrobust.attacks._lift import DRAWS, ROUNDING, over_draws, reached
@@ -195,5 +195,15 @@ def test_success_exceeds_the_rounding_of_large_logits(name, settings):
     logits_fn = lambda x: 1000 + jnp.stack([x.sum(-1), 0 * x[:, 0] + 3.0], -1)
     x, y = np.full((4, 6), 0.5001, np.float32), np.zeros(4, np.int32)
     x_adv = MINIMUM_NORM[name](logits_fn, x, y, key=KEY, **settings)
+    margin = np.asarray(jax.vmap(jr.losses.margin)(logits_fn(x_adv), y))
+    assert (margin > ROUNDING * np.finfo(np.float32).eps * 1000).all()
+
+
+@pytest.mark.parametrize("name", ["apgd", "apgd_targeted", "pgd with restarts", "square"])
+def test_nor_does_a_search_within_a_ball_end_at_less(name):
+    """A quarter of the random starts is wrong by less than rounding."""
+    logits_fn = lambda x: 1000 + jnp.stack([x.sum(-1), 0 * x[:, 0] + 3.0], -1)
+    x, y = np.full((64, 6), 0.5001, np.float32), np.zeros(64, np.int32)
+    x_adv = ATTACKS[name](logits_fn, x, y, key=KEY, ball=jr.Ball("linf", 0.0006))
     margin = np.asarray(jax.vmap(jr.losses.margin)(logits_fn(x_adv), y))
     assert (margin > ROUNDING * np.finfo(np.float32).eps * 1000).all()

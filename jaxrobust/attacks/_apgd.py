@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxrobust import checks, gradients, losses
 from jaxrobust.attacks._apgd_run import Run, ascend
-from jaxrobust.attacks._lift import lift
+from jaxrobust.attacks._lift import clear_success, lift
 from jaxrobust.gradients import Gradient
 from jaxrobust.loops import at_most
 from jaxrobust.losses import Loss
@@ -142,7 +142,7 @@ def _search(
         return loss(outputs, y)
 
     def aim(outputs: Any) -> Array:
-        return losses.success(loss, outputs, y)
+        return clear_success(loss, outputs, y)
 
     return _best_run(model, climbed, aim, x, key, num_restarts, **settings)
 
@@ -159,7 +159,7 @@ def _targeted_search(
         return losses.targeted_dlr(outputs, y, targets[run])
 
     def aim(outputs: Any) -> Array:
-        return losses.success(losses.margin, outputs, y)
+        return clear_success(losses.margin, outputs, y)
 
     return _best_run(model, climbed, aim, x, key, num_targets, **settings)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrobust import checks, losses
-from jaxrobust.attacks._lift import check_call, over_draws, row_axis
+from jaxrobust.attacks._lift import check_call, clear_success, over_draws, row_axis
 from jaxrobust.loops import at_most
 from jaxrobust.threat import Threat
 from jaxrobust.types import (
@@ -93,10 +93,10 @@ def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
     Returns:
         An attack of the common form (untargeted). What a member returns is brought into ball and
         box (of flows: into the box) before it is judged, so a minimum-norm attack (`against`) may
-        be one. Where no member succeeds, the last one's attempt comes back; an example that the
-        model gets wrong anyway comes back clean. A randomised model is judged by 16 draws, and is
-        wrong where each of them is; where no member succeeds, the attempt of the highest mean
-        margin comes back.
+        be one. Where no member succeeds, the attempt of the highest margin comes back; an example
+        that the model gets wrong anyway comes back clean. A success is by more than rounding. A
+        randomised model is judged by 16 draws, and is wrong where each of them is; its margin is
+        their mean.
 
     Raises:
         ValueError: If there are no members, or chunk is not at least 1.
@@ -132,7 +132,7 @@ def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
             if random:
                 return over_draws(model, x, y, key)
             outputs = model(x, key)
-            return losses.success(losses.margin, outputs, y), losses.margin(outputs, y)
+            return clear_success(losses.margin, outputs, y), losses.margin(outputs, y)
 
         def judged(images: Array, salt: str) -> tuple[Array, Array]:
             return jax.vmap(one)(images, y, salted(keys, salt))
@@ -148,7 +148,7 @@ def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
             attacked = run(logits_fn, x, y, alive, key=salted(keys, name), ball=ball)
             attacked = jax.vmap(legal, (jax.tree.map(row_axis, ball), 0, 0))(ball, x, attacked)
             wrong, gap = judged(attacked, f"judge {name}")
-            better = alive & (wrong | (gap > most)) if random else alive
+            better = alive & (wrong | (gap > most))
             best = jnp.where(better.reshape(-1, *[1] * (x.ndim - 1)), attacked, best)
             alive, most = alive & ~wrong, jnp.where(better, gap, most)
         return jax.lax.stop_gradient(best)

@@ -29,6 +29,10 @@ GAMMA_END = 0.001
 """What gamma falls to."""
 
 
+NOT_ZERO = (losses.cross_entropy, losses.hinge, losses.reverse_cross_entropy, losses.kl)
+"""Losses that say nothing about where the boundary is."""
+
+
 class _State(NamedTuple):
     here: Float[Array, "*d"]
     eps: Float[Array, ""]
@@ -84,7 +88,7 @@ def fmn(
 
     Raises:
         ValueError: For images, labels, key, box, norm, counts or sizes that cannot be meant; for a
-            targeted loss.
+            targeted loss, and for one of this library's that is not 0 at the boundary.
 
     References:
         Pintor et al. 2021, algorithm 1.
@@ -101,6 +105,14 @@ def fmn(
     if not 0 < gamma < 1:
         raise ValueError(f"gamma must lie in (0, 1); got {gamma}")
     check_untargeted(loss)
+    inner = loss
+    while isinstance(inner, losses.penalized):
+        inner = inner.loss
+    if inner in NOT_ZERO:
+        raise ValueError(
+            "loss must be 0 where it begins to succeed, such as losses.margin: the search takes it "
+            f"for a distance to the boundary; got {loss!r:.80}"
+        )
     return lift_free(
         _search, logits_fn, x, y, key=key, box=box, target=target, norm=norm, loss=loss,
         num_steps=num_steps, step_size=float(step_size), gamma=float(gamma), gradient=gradient,

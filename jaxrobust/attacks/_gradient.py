@@ -44,6 +44,8 @@ def fgsm(
 ) -> Float[Array, "batch *dims"]:
     """Fast gradient (sign) method: one steepest step of the whole radius.
 
+    Memory: as `pgd`.
+
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
         x: `(batch, *dims)` images inside `ball.box`.

@@ -17,7 +17,7 @@ from jaxrobust import losses
 from jaxrobust.attacks._lift import check_model, reached
 from jaxrobust.attacks._variants import made_of
 from jaxrobust.losses import Loss
-from jaxrobust.threat import UNIT_BOX, Box, Threat, check_threat
+from jaxrobust.threat import UNIT_BOX, Box, Threat, check_box, check_threat
 from jaxrobust.types import (
     Attack,
     Images,
@@ -156,7 +156,7 @@ def every_target(attack: MinimumNorm) -> Callable[..., EveryTarget]:
 
     Of the distances, the smallest is the paper's best case, the largest its worst case, and one
     drawn at random its average case. An attack on a batch becomes one on `classes - 1` times as
-    many rows.
+    many rows, with as much more memory: a model of a thousand classes wants batches of one or few.
 
     Args:
         attack: A minimum-norm attack that takes `target`.
@@ -184,6 +184,7 @@ def every_target(attack: MinimumNorm) -> Callable[..., EveryTarget]:
     def run(
         logits_fn: LogitsFn, x: Images, y: Labels, *, key: Keys, box: Box = UNIT_BOX
     ) -> EveryTarget:
+        check_box(box)
         num_classes = check_model(logits_fn, x, y, key, box)
         return jitted(
             as_partial(logits_fn), jnp.asarray(x), jnp.asarray(y), row_keys(key, len(x)),

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import checks, losses
 from jaxrobust.attacks._gradient import ball_eps
-from jaxrobust.attacks._lift import lift
+from jaxrobust.attacks._lift import clear_success, lift
 from jaxrobust.attacks._square_patterns import bank, tiles
 from jaxrobust.loops import at_most
 from jaxrobust.losses import Loss
@@ -147,7 +147,7 @@ def _search(
     def query(t: Array, state: _State) -> _State:
         outputs = model(state.proposal.reshape(x.shape), jax.random.fold_in(model_key, t))
         value = loss(outputs, y).astype(x.dtype)
-        reached = losses.success(loss, outputs, y) if stops else state.reached
+        reached = clear_success(loss, outputs, y) if stops else state.reached
         better = reached | (value > state.loss)
         best = jnp.where(better, state.proposal, state.best)
         proposal = propose(best, jnp.sum(t >= turns), jax.random.fold_in(draw_key, t))
