@@ -52,25 +52,36 @@ class Pair(NamedTuple):
     Attributes:
         network: "natural" or "adversarial".
         ours: In the common form.
-        theirs: `(module, images, labels) -> adversarial images`, NCHW.
+        theirs: `(module, images, labels, eps, seed) -> adversarial images`, NCHW.
         norm: Of the distance that is compared.
+        within: Most by which our robust accuracy (attacks within a ball) or mean distance, as a
+            share of theirs, may exceed the peer's.
+        faster: Least number of times that we are to be faster.
         eps: Radius that an image must stay within to count; None for minimum-norm attacks.
+        seeds: Runs of each, from draws of their own: two runs of one and the same attack differ by
+            some images in a hundred.
         num_images: Images at most.
     """
 
     network: str
     ours: Callable[..., Any]
-    theirs: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+    theirs: Callable[[nn.Module, torch.Tensor, torch.Tensor, float, int], torch.Tensor]
     norm: str
-    eps: float | None
+    within: float
+    faster: float = 1.0
+    eps: float | None = None
+    seeds: int = 1
     num_images: int = 500
 
 
 def of_torchattacks(name: str, **settings: Any) -> Callable[..., torch.Tensor]:
-    """An attack of torchattacks within linf `EPS`."""
+    """An attack of torchattacks, in linf. It seeds PyTorch itself, by its argument."""
 
-    def run(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return getattr(torchattacks, name)(module, norm="Linf", eps=EPS, **settings)(images, labels)
+    def run(
+        module: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, seed: int
+    ) -> torch.Tensor:
+        make = getattr(torchattacks, name)
+        return make(module, norm="Linf", eps=eps, seed=seed, **settings)(images, labels)
 
     return run
 
@@ -81,7 +92,10 @@ def of_foolbox(name: str, **settings: Any) -> Callable[..., torch.Tensor]:
     Its Carlini-Wagner attack marks failures by black images, which a network may well get wrong.
     """
 
-    def run(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def run(
+        module: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, seed: int
+    ) -> torch.Tensor:
+        torch.manual_seed(seed)
         model = foolbox.PyTorchModel(module, bounds=(0, 1), device="cpu")
         criterion = foolbox.criteria.Misclassification(labels)
         found = getattr(foolbox.attacks, name)(**settings).run(model, images, criterion)
@@ -92,7 +106,7 @@ def of_foolbox(name: str, **settings: Any) -> Callable[..., torch.Tensor]:
 
 
 def autoattack_of_torchattacks(
-    module: nn.Module, images: torch.Tensor, labels: torch.Tensor
+    module: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, seed: int
 ) -> torch.Tensor:
     """AutoAttack standard at the published settings, each attack on what the last one left.
 
@@ -109,15 +123,17 @@ def autoattack_of_torchattacks(
         with torch.no_grad():
             standing = module(found).argmax(1) == labels
         if standing.any():
-            attacked = member(module, images[standing], labels[standing])
+            attacked = member(module, images[standing], labels[standing], eps, seed)
             # As the reference does: an image counts only within the ball.
-            within = (attacked - images[standing]).abs().flatten(1).amax(1) <= EPS + 1e-6
+            within = (attacked - images[standing]).abs().flatten(1).amax(1) <= eps + 1e-6
             found[standing] = torch.where(within[:, None, None, None], attacked, images[standing])
     return found
 
 
-def jsma_of_art(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """JSMA of the toolbox, towards the next class.
+def jsma_of_art(
+    module: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, seed: int
+) -> torch.Tensor:
+    """JSMA of the toolbox, towards the next class; it draws nothing.
 
     It ranks features by the derivative of the target's output alone, which is the published ranking
     where outputs are probabilities.
@@ -143,45 +159,45 @@ cw = {"num_steps": 200, "num_searches": 5}
 PAIRS: dict[str, Pair] = {
     "APGD-CE": Pair(
         "adversarial", functools.partial(a.apgd, num_steps=STEPS),
-        of_torchattacks("APGD", steps=STEPS, loss="ce"), "linf", EPS,
+        of_torchattacks("APGD", steps=STEPS, loss="ce"), "linf", 0.01, eps=EPS, seeds=5,
     ),
     "APGD-T": Pair(
         "adversarial", functools.partial(a.apgd_targeted, num_steps=STEPS),
-        of_torchattacks("APGDT", steps=STEPS), "linf", EPS,
+        of_torchattacks("APGDT", steps=STEPS), "linf", 0.01, eps=EPS, seeds=3,
     ),
     "FAB-T": Pair(
         "adversarial", against(functools.partial(a.fab_targeted, num_steps=STEPS)),
-        of_torchattacks("FAB", steps=STEPS, multi_targeted=True), "linf", EPS,
+        of_torchattacks("FAB", steps=STEPS, multi_targeted=True), "linf", 0.01, eps=EPS,
     ),
     "Square": Pair(
         "adversarial", functools.partial(a.square, num_queries=QUERIES),
-        of_torchattacks("Square", n_queries=QUERIES), "linf", EPS,
+        of_torchattacks("Square", n_queries=QUERIES), "linf", 0.01, eps=EPS,
     ),
     "AutoAttack standard": Pair(
-        "adversarial", a.autoattack, autoattack_of_torchattacks, "linf", EPS
+        "adversarial", a.autoattack, autoattack_of_torchattacks, "linf", 0.004, 1.3, eps=EPS
     ),
     "Carlini-Wagner l2": Pair(
         "natural", against(functools.partial(a.carlini_wagner_l2, **cw)),
-        of_foolbox("L2CarliniWagnerAttack", steps=200, binary_search_steps=5), "l2", None,
+        of_foolbox("L2CarliniWagnerAttack", steps=200, binary_search_steps=5), "l2", 0.03,
     ),
     "DeepFool l2": Pair(
-        "natural", against(a.deepfool), of_foolbox("L2DeepFoolAttack"), "l2", None
+        "natural", against(a.deepfool), of_foolbox("L2DeepFoolAttack"), "l2", 0.03
     ),
     "DeepFool linf": Pair(
-        "natural", against(a.deepfool), of_foolbox("LinfDeepFoolAttack"), "linf", None
+        "natural", against(a.deepfool), of_foolbox("LinfDeepFoolAttack"), "linf", 0.03
     ),
     "FMN l2": Pair(
         "natural", against(functools.partial(a.fmn, num_steps=STEPS)),
-        of_foolbox("L2FMNAttack", steps=STEPS), "l2", None,
+        of_foolbox("L2FMNAttack", steps=STEPS), "l2", 0.03,
     ),
     "FMN linf": Pair(
         "natural", against(functools.partial(a.fmn, num_steps=STEPS)),
-        of_foolbox("LInfFMNAttack", steps=STEPS), "linf", None,
+        of_foolbox("LInfFMNAttack", steps=STEPS), "linf", 0.03,
     ),
-    "JSMA": Pair("natural", jsma, jsma_of_art, "l0", None),
+    "JSMA": Pair("natural", jsma, jsma_of_art, "l0", 0.05),
     "Boundary": Pair(
         "natural", against(functools.partial(a.boundary, num_steps=1000)),
-        of_foolbox("BoundaryAttack", steps=1000), "l2", None, 50,
+        of_foolbox("BoundaryAttack", steps=1000), "l2", 0.03, num_images=50,
     ),
 }  # fmt: skip
 """By name. Budgets are equal, not always the published ones."""
@@ -220,10 +236,9 @@ def measure(setting: Setting, folder: Path) -> Mapping[str, list[dict[str, Any]]
     for name, pair in PAIRS.items():
         if setting.only and not any(part in name for part in setting.only):
             continue
-        num = min(pair.num_images, setting.num_images)
         victim = setting.victim(pair.network)
         use_fastest_threads(victim.module, to_torch(test.x[: setting.chunk]))
-        row = race(pair, victim, test.x[:num], test.y[:num], setting.chunk)
+        row = race(pair, victim, test.x, test.y, setting)
         made = _clock.provenance(SEED, {})
         suffix = " (changed)" if made["uncommitted_changes"] else ""
         row = {"attack": name, **row, "commit": made["commit"][:10] + suffix}
@@ -242,33 +257,55 @@ def _path(folder: Path, name: str) -> Path:
     return folder / f"{name.lower().replace(' ', '-')}.json"
 
 
-def race(pair: Pair, victim: Victim, x: np.ndarray, y: np.ndarray, chunk: int) -> dict[str, Any]:
-    """Both libraries in turn, chunk by chunk; ours compiles on the first before the clock runs."""
+def race(
+    pair: Pair, victim: Victim, x: np.ndarray, y: np.ndarray, setting: Setting
+) -> dict[str, Any]:
+    """Both libraries in turn, chunk by chunk and seed by seed, and whether we meet the pair's aims.
+
+    Ours compiles before the clock runs, on the chunks' one length; images beyond a whole number of
+    chunks are left out.
+    """
+    num = min(pair.num_images, setting.num_images, len(x))
+    num -= num % min(setting.chunk, num)
+    x, y, chunk = x[:num], y[:num], min(setting.chunk, num)
     logits_gap(victim.logits_fn, victim.module, x[:chunk])
     ball = jr.Ball("linf" if pair.norm == "l0" else pair.norm, pair.eps or 1.0)  # pyright: ignore
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(SEED), jnp.arange(len(x)))
 
-    def ours(at: np.ndarray) -> np.ndarray:
-        return np.asarray(pair.ours(victim.logits_fn, x[at], y[at], key=keys[at], ball=ball))
+    def ours(at: np.ndarray, seed: int) -> np.ndarray:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(at))
+        return np.asarray(pair.ours(victim.logits_fn, x[at], y[at], key=keys, ball=ball))
 
-    def theirs(at: np.ndarray) -> np.ndarray:
+    def theirs(at: np.ndarray, seed: int) -> np.ndarray:
         labels = torch.from_numpy(y[at].astype(np.int64))
-        return from_torch(pair.theirs(victim.module, to_torch(x[at]), labels))
+        own = 1000 * seed + int(at[0])  # other draws for each chunk
+        return from_torch(pair.theirs(victim.module, to_torch(x[at]), labels, ball.eps, own))
 
-    seconds, found = {"jaxrobust": 0.0, "peer": 0.0}, {"jaxrobust": [], "peer": []}
-    runs = {"jaxrobust": ours, "peer": theirs}
-    chunks = [np.arange(start, min(start + chunk, len(x))) for start in range(0, len(x), chunk)]
-    ours(chunks[0])  # compiles; PyTorch has nothing to compile
-    for at in chunks:
-        for name, run in runs.items():
-            torch.manual_seed(SEED)
-            began = time.perf_counter()
-            found[name].append(run(at))
-            seconds[name] += time.perf_counter() - began
-    quality = compared(pair, victim, x, y, {k: np.concatenate(v) for k, v in found.items()})
-    return {
-        "images": len(x), **quality, "seconds": seconds["jaxrobust"],
-        "peer_seconds": seconds["peer"], "times_faster": seconds["peer"] / seconds["jaxrobust"],
+    chunks = np.split(np.arange(num), num // chunk)
+    seconds, found = {"jaxrobust": 0.0, "peer": 0.0}, []
+    ours(chunks[0], SEED)
+    for seed in range(SEED, SEED + pair.seeds):
+        images: dict[str, list[np.ndarray]] = {"jaxrobust": [], "peer": []}
+        for at in chunks:
+            for name, run in (("jaxrobust", ours), ("peer", theirs)):
+                began = time.perf_counter()
+                images[name].append(run(at, seed))
+                seconds[name] += time.perf_counter() - began
+        whole = {name: np.concatenate(parts) for name, parts in images.items()}
+        found.append(compared(pair, victim, x, y, whole))
+    quality = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+    times = seconds["peer"] / seconds["jaxrobust"]
+    row = {"images": num, "seeds": pair.seeds, **quality}
+    if pair.eps is None:
+        excess = row["mean_distance"] / row["peer_mean_distance"] - 1
+        good = excess <= pair.within and row["success"] >= row["peer_success"] - pair.within
+    else:
+        for prefix in ("", "peer_"):
+            each = [one[f"{prefix}robust_accuracy"] for one in found]
+            row[f"{prefix}spread"] = max(each) - min(each)
+        good = row["robust_accuracy"] - row["peer_robust_accuracy"] <= pair.within
+    return row | {
+        "meets": good, "seconds": seconds["jaxrobust"], "peer_seconds": seconds["peer"],
+        "times_faster": times, "fast_enough": times >= pair.faster,
     }  # fmt: skip
 
 
@@ -303,12 +340,19 @@ def compared(
     return columns
 
 
-@pytest.mark.parametrize("name", ["Carlini-Wagner l2", "DeepFool l2", "DeepFool linf", "FMN l2"])
-def test_no_farther_than_the_peer(name: str) -> None:
-    """Minimum-norm attacks, on a small network: as successful, at most 3 % farther on average."""
-    setting = digits_mlp()
-    num = 40
+SMALL = ("APGD-CE", "APGD-T", "FAB-T", "Square", "AutoAttack standard", "Carlini-Wagner l2",
+         "DeepFool l2", "DeepFool linf", "FMN l2", "JSMA")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_weaker_than_the_peer(name: str) -> None:
+    """On a small network, by the aims of the pair: but one image of forty may go either way."""
+    setting, num = digits_mlp(), 40
     victim = Victim(setting.logits_fn, setting.module)
-    row = race(PAIRS[name], victim, setting.x[:num], setting.y[:num], num)
-    assert row["success"] >= row["peer_success"]
-    assert row["mean_distance"] <= 1.03 * row["peer_mean_distance"]
+    pair = PAIRS[name]
+    if pair.eps is not None:
+        pair = pair._replace(eps=0.1, seeds=2, within=1.01 / num)
+    row = race(pair, victim, setting.x, setting.y, Setting(Path(), num, num))
+    assert row["meets"], row
+    if pair.eps is not None:
+        assert 0.1 < row["peer_robust_accuracy"] < 0.9

@@ -72,9 +72,13 @@ def distance(norm, x, x_adv):
 
 
 def cases(names, sizes=(1, 3, 8)):
-    """Name, norm and batch size, the sizes in turn."""
-    pairs = [(name, norm) for name in names for norm in SPEAKS_OF.get(name, NORMS)]
-    return [(*pair, sizes[i % len(sizes)]) for i, pair in enumerate(pairs)]
+    """Name, norm and batch size: each attack in all of its norms and at all sizes, in turn."""
+    found = []
+    for name in names:
+        norms = SPEAKS_OF.get(name, NORMS)
+        turns = max(len(norms), len(sizes)) if norms else 0
+        found += [(name, norms[i % len(norms)], sizes[i % len(sizes)]) for i in range(turns)]
+    return found
 
 
 def by_name(names):
@@ -91,7 +95,7 @@ def minimum_norm(name, norm):
     return functools.partial(jr.attacks.against(attack), ball=jr.Ball(norm, 0.0))
 
 
-@pytest.mark.parametrize(("name", "norm", "batch"), cases(MINIMUM_NORM, sizes=(8,)))
+@pytest.mark.parametrize(("name", "norm", "batch"), cases(MINIMUM_NORM))
 def test_minimum_norm_untargeted(name, norm, batch):
     logits_fn, _, _, x, y = affine()
     x, y = x[:batch], y[:batch]
@@ -109,7 +113,7 @@ def test_minimum_norm_untargeted(name, norm, batch):
     np.testing.assert_array_equal(minimum_norm(name, norm)(logits_fn, x, wrong, key=KEY), x)
 
 
-@pytest.mark.parametrize(("name", "norm", "batch"), cases(TARGETED, sizes=(1, 3)))
+@pytest.mark.parametrize(("name", "norm", "batch"), cases(TARGETED))
 def test_minimum_norm_targeted(name, norm, batch):
     logits_fn, _, _, x, y = affine()
     x, y = x[:batch], y[:batch]
@@ -140,10 +144,13 @@ def test_within_a_ball(name, norm, batch):
 CLIMBERS = {
     "pgd": functools.partial(jr.attacks.pgd, num_steps=50),
     "apgd": functools.partial(jr.attacks.apgd, num_steps=50),
+    "square": functools.partial(jr.attacks.square, num_queries=1500),
 }
 
 
-@pytest.mark.parametrize(("name", "norm"), [("pgd", "linf"), ("apgd", "l2")])
+@pytest.mark.parametrize(
+    ("name", "norm"), [("pgd", "linf"), ("apgd", "l2"), ("pgd", "l1"), ("square", "linf")]
+)
 def test_targets_within_a_ball(name, norm):
     """The wanted class a quarter beyond its exact distance, and never nearer than that."""
     logits_fn, _, _, x, y = affine()
@@ -160,6 +167,17 @@ def test_targets_within_a_ball(name, norm):
         assert x_adv.max() <= 1
         assert (distance(norm, x, x_adv) <= factor * best * (1 + 1e-4)).all()
         assert ((np.asarray(logits_fn(x_adv)).argmax(1) == target) == (factor > 1)).all()
+
+
+def test_autoattack_breaks_what_can_be_broken():
+    """The standard version at full length: all beyond the exact distance, and none before it."""
+    logits_fn, _, _, x, y = affine(classes=3, batch=3)
+    others = np.where(np.arange(3) == y[:, None], np.inf, exact("linf", 3, 3)).min(1)
+    for factor in (1.05, 0.99):
+        ball = jr.Ball("linf", jnp.asarray(factor * others, jnp.float32))
+        x_adv = jr.attacks.autoattack(logits_fn, x, y, key=KEY, ball=ball)
+        assert (distance("linf", x, x_adv) <= factor * others * (1 + 1e-4)).all()
+        assert ((np.asarray(logits_fn(x_adv)).argmax(1) != y) == (factor > 1)).all()
 
 
 BLIND = {"second_order"}

@@ -131,7 +131,8 @@ def smallest_radius(attack: Any, bisect: bool) -> Callable[..., Any]:
 
     Args:
         attack: Of the common form.
-        bisect: Whether success is taken to hold from some radius on, which one step's is not.
+        bisect: Whether success is taken to hold from some radius on. One step's is not: it is
+            taken once, as far as the grid goes, and looked at at every radius on the way.
     """
 
     @jax.jit
@@ -142,16 +143,19 @@ def smallest_radius(attack: Any, bisect: bool) -> Callable[..., Any]:
         def at(which: Any) -> tuple[Any, Any]:
             ball = jr.Ball("linf", jnp.broadcast_to(radii[which], len(x)))
             x_adv = attack(logits_fn, x, target, key=key, ball=ball, loss=aim)
-            return x_adv, jax.vmap(functools.partial(jr.losses.success, aim))(
-                logits_fn(x_adv), target
-            )
+            return x_adv, succeeds(x_adv)
+
+        def succeeds(x_adv: Any) -> Any:
+            judge = functools.partial(jr.losses.success, aim)
+            return jax.vmap(judge)(logits_fn(x_adv), target)
 
         def keep(hit: Any, new: Any, old: Any) -> Any:
             return jnp.where(hit.reshape(-1, *[1] * (x.ndim - 1)), new, old)
 
         def look(state: tuple[Any, Any], which: Any) -> tuple[tuple[Any, Any], None]:
             image, done = state
-            x_adv, hit = at(which)
+            x_adv = x + jnp.clip(farthest - x, -radii[which], radii[which])
+            hit = succeeds(x_adv)
             return (keep(hit & ~done, x_adv, image), done | hit), None
 
         def halve(state: tuple[Any, Any], step: Any) -> tuple[tuple[Any, Any], None]:
@@ -160,6 +164,7 @@ def smallest_radius(attack: Any, bisect: bool) -> Callable[..., Any]:
             return (keep(hit, x_adv, image), jnp.where(hit, reach - step, reach)), None
 
         if not bisect:
+            farthest, _ = at(jnp.full(len(x), len(GRID) - 1))
             start = (x, jnp.zeros(len(x), bool))
             return jax.lax.scan(look, start, jnp.arange(len(GRID)))[0][0]
         steps = 2 ** jnp.arange(GRID.size.bit_length() - 1, -1, -1)

@@ -70,6 +70,7 @@ def tables(folder: Path) -> dict[str, str]:
         "table 4 cifar10": _cases(found, "cifar10", "table 4", TABLE_4["cifar10"]),
         "table 6 cifar10": _cases(found, "cifar10", "table 6", TABLE_6["cifar10"]),
         "transfer": _transfer(found),
+        "targets": _targets(found),
     }
 
 
@@ -88,14 +89,60 @@ def _table_3(found: dict[str, Any]) -> str:
 def _cases(found: dict[str, Any], data: str, table: str, paper: dict[str, Any]) -> str:
     rows = []
     for attack, published in paper.items():
-        at: dict[str, Any] = {}
-        for kind in ("average ", "every ", ""):
-            at |= found.get(f"{data} {table} {kind}{attack}", {}).get("found", {})
+        at = _at(found, data, table, attack)
         cells = [attack]
         for case, number in zip(CASES, published, strict=True):
             cells += [_shown(at[case]) if case in at else "", number]
         rows.append(cells)
     return records.table(["", *(part for case in CASES for part in (case, "paper"))], rows)
+
+
+def _at(found: dict[str, Any], data: str, table: str, attack: str) -> dict[str, Any]:
+    """What is recorded of an attack, by case."""
+    at: dict[str, Any] = {}
+    for kind in ("average ", "every ", ""):
+        at |= found.get(f"{data} {table} {kind}{attack}", {}).get("found", {})
+    return at
+
+
+AIMS = {"l2": (1.76, 0.15), "linf": (0.16, 0.15), "l0": (16, 0.25)}
+"""Average distances of Table IV, and how near ours are to come."""
+
+ORDER = (("l0", "JSMA-F", "JSMA-Z"), ("l2", "DeepFool"), ("linf", "IGS", "FGS"))
+"""Attacks of one norm, the best first. A case in which one has no mean is left out."""
+
+
+def _targets(found: dict[str, Any]) -> str:
+    """What the project set itself on MNIST, and what came out."""
+    rows = []
+    for norm, (paper, share) in AIMS.items():
+        of = _at(found, "mnist", "table 4", norm).get("average")
+        shown = "" if of is None else f"{_shown(of)}; {of['mean'] / paper - 1:+.0%}"
+        rows.append([f"{norm}, average case", f"{paper:g} within {share:.0%}, always found", shown])
+    for attacks in ORDER:
+        held, seen = [], []
+        for case in CASES:
+            means = [
+                _at(found, "mnist", "table 4", attack).get(case, {}).get("mean")
+                for attack in attacks
+            ]
+            if all(mean is not None for mean in means):
+                seen.append(case)
+                held += [case] if means == sorted(means) else []
+        shown = f"{', '.join(held) or 'never'} (of {', '.join(seen)})" if seen else ""
+        rows.append([" < ".join(attacks), "in each case", shown])
+    for norm in AIMS:
+        gains = []
+        for case, printed, distilled in zip(
+            CASES, TABLE_4["mnist"][norm], TABLE_6["mnist"][norm], strict=True
+        ):
+            two = [_at(found, "mnist", table, norm).get(case) for table in ("table 4", "table 6")]
+            if all(two):
+                before, after = (one["mean"] for one in two)
+                paper = float(distilled.split(",")[0]) / float(printed.split(",")[0])
+                gains.append(f"{case} x{after / before:.2f} (paper: x{paper:.2f})")
+        rows.append([f"distillation, {norm}", "gains at most the paper's", "; ".join(gains)])
+    return records.table(["", "target", "measured"], rows)
 
 
 def _transfer(found: dict[str, Any]) -> str:
