@@ -168,6 +168,18 @@ def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
+def output_shapes(model: Callable[..., Any], *args: Any) -> Any:
+    """Shapes of what a model returns; refuse a model that is not written for JAX."""
+    try:
+        return jax.eval_shape(model, *args)
+    except jax.errors.TracerArrayConversionError as error:
+        raise ValueError(
+            "logits_fn must be a function of JAX arrays, which can be traced; got one that turns "
+            "them into NumPy's: put it into jax.pure_callback (attacks without gradients and "
+            "jaxrobust.diagnose do not ask for its derivative)"
+        ) from error
+
+
 def check_logits(shape: Any, num_rows: int) -> int:
     """Number of classes of a model's output, or an error where it is no batch of logits."""
     dims = getattr(shape, "shape", None)

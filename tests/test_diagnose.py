@@ -20,6 +20,7 @@ KEY = jax.random.key(0)
 BALL = jr.Ball("linf", 0.25)
 W = jnp.asarray(np.random.default_rng(0).normal(size=(PIXELS, CLASSES)), jnp.float32)
 X = np.random.default_rng(1).uniform(size=(ROWS, PIXELS)).astype(np.float32)
+STEPS = jnp.arange(9) / 8
 TRACES = []
 
 
@@ -40,6 +41,7 @@ BRANCHES = {
     "nan": lambda x: x @ W * jnp.nan,
     "worn down": lambda x: jnp.round(8 * x) @ W + 1e-4 * x @ W,
     "reversed": lambda x: reversed_gradient(x) @ W,
+    "looked up": lambda x: jnp.take(STEPS, jnp.round(8 * x).astype(int), mode="fill") @ W,
 }
 """One compiled program serves them all, since the branch is data."""
 
@@ -65,7 +67,8 @@ def diagnosed(name):
 def test_an_honest_model_raises_no_doubt_and_every_probe_is_recorded():
     found = diagnosed("honest")
     assert found.names == found.warnings == []
-    told = {"averaging finds more", "transfer finds more"}  # of random models, and of sources
+    # of random models, of sources and of detectors
+    told = {"averaging finds more", "transfer finds more", "rejected, not withstood"}
     assert set(found.measured) == set(SYMPTOMS) - told
     assert found.clean_accuracy == 1
     assert found.accuracy["many steps, any change"] == 0
@@ -89,7 +92,10 @@ def test_an_honest_model_raises_no_doubt_and_every_probe_is_recorded():
         ("nan", {"logits not finite", "gradients not finite"}),
         ("worn down", {"vanishing gradients", "shattered gradients"}),
         ("reversed", {"shattered gradients", "loss does not rise", "unbounded attack fails",
-                      "black box finds more"}),
+                      "larger radius, no more success", "black box finds more"}),
+        # defined in the box alone, where differences must stay
+        ("looked up", {"zero gradients", "shattered gradients", "larger radius, no more success",
+                       "black box finds more"}),
     ],
 )  # fmt: skip
 def test_each_symptom_is_found_where_it_is(name, symptoms):
@@ -100,15 +106,20 @@ def test_each_symptom_is_found_where_it_is(name, symptoms):
 
 
 def test_one_trace_a_probe_whatever_the_weights():
-    diagnosed("honest")
-    before = len(TRACES)
-    jr.diagnose(
-        model("rounded"), X, np.asarray(X @ W).argmax(-1), key=jax.random.key(5),
-        ball=jr.Ball("linf", 0.125), batch_size=ROWS // 4, num_steps=10, num_queries=60,
-    )  # fmt: skip
-    compiled = [shape for shape in TRACES[before:] if shape != (1, PIXELS)]
-    assert compiled == []  # and shapes are looked at, nothing more:
-    assert len(TRACES) - before < 20
+    """Of a batch shape of its own, so that what other tests compiled does not count."""
+
+    def traces(name, eps, seed):
+        before = len(TRACES)
+        jr.diagnose(
+            model(name), X, np.asarray(X @ W).argmax(-1), key=jax.random.key(seed),
+            ball=jr.Ball("linf", eps), batch_size=ROWS // 2, num_steps=10, num_queries=60,
+        )  # fmt: skip
+        return len(TRACES) - before
+
+    # clean images and their gradients (3), each of five attacks and its judge, and what follows
+    assert traces("honest", 0.25, 0) <= 28
+    # the shape of its logits, and whether it has a derivative
+    assert traces("rounded", 0.125, 5) == 2
 
 
 def test_a_random_model_is_stochastic_and_nothing_worse():
@@ -136,6 +147,20 @@ def test_a_model_without_any_derivative_is_attacked_without():
     assert set(found.measured) == {"random search finds more", "black box finds more"}
 
 
+def test_a_model_of_half_precision_has_derivatives():
+    half = lambda x: x.astype(jnp.bfloat16) @ W.astype(jnp.bfloat16)
+    y = np.asarray(half(X)).argmax(-1)
+    found = jr.diagnose(half, X, y, key=KEY, ball=BALL, batch_size=ROWS, num_steps=3, num_queries=5)
+    assert "no gradients" not in found.names
+    assert found.measured["shattered gradients"] < 0.5
+
+
+def test_a_model_of_numpy_arrays_is_told_what_to_do():
+    y = np.asarray(X @ W).argmax(-1)
+    with pytest.raises(ValueError, match="logits_fn must be a function of JAX arrays"):
+        jr.diagnose(lambda x: np.asarray(x) @ np.asarray(W), X, y, key=KEY, ball=BALL)
+
+
 def test_a_rejected_image_is_not_broken_and_a_source_is_tried():
     """A detector that lets through the clean images alone leaves nothing for any attack."""
     y = np.asarray(X @ W).argmax(-1)
@@ -149,8 +174,16 @@ def test_a_rejected_image_is_not_broken_and_a_source_is_tried():
         sources={"honest": model("honest")}, batch_size=ROWS // 4,
     )  # fmt: skip
     assert set(found.accuracy.values()) == {1.0}
-    assert "unbounded attack fails" in found.names
+    assert found.warnings == [found.found[0]]  # and no doubt about the gradients
+    assert found.names == ["rejected, not withstood"]
     assert found.measured["transfer finds more: honest"] == 0
+    half = lambda outputs: outputs[1][:, 0] - 0.5  # what it rejects clean is wrong, not withstood
+    found = jr.diagnose(
+        shown, X, y, key=KEY, ball=jr.Ball("linf", 0.0), detectors={"half": half}, num_steps=3,
+        num_queries=5, batch_size=ROWS // 4,
+    )  # fmt: skip
+    assert found.clean_accuracy == (X[:, 0] >= 0.5).mean()
+    assert found.measured["rejected, not withstood"] == 0
 
 
 def test_comparisons_count_and_need_three_images():

@@ -160,7 +160,7 @@ def check_model(logits_fn: LogitsFn, x: Any, y: Any, key: Any, box: Box) -> int:
         raise ValueError("x must hold at least one image; got an empty batch")
     keys = row_keys(key, num_rows)
     model = jax.vmap(per_example(logits_fn))
-    outputs = jax.eval_shape(model, jnp.asarray(x), keys)
+    outputs = checks.output_shapes(model, jnp.asarray(x), keys)
     num_classes = checks.check_logits(logits_of(outputs), num_rows)
     checks.check_labels(y, num_rows, num_classes)
     return num_classes

@@ -30,17 +30,38 @@ DRAWS = 8
 """Draws of a random model in one averaged gradient."""
 
 
+class Margin(NamedTuple):
+    """How wrong the model is at an image, one entry a row.
+
+    Attributes:
+        margin: Largest wrong logit minus the true one.
+    """
+
+    margin: Array
+
+
+class Signs(NamedTuple):
+    """Where the model's loss rises at an image, one entry a row.
+
+    Attributes:
+        signs: `(batch, pixels)` int8, the sign of each entry of the cross-entropy's gradient.
+    """
+
+    signs: Array
+
+
 class Look(NamedTuple):
     """What is seen of the model at an image, one entry a row.
 
     Attributes:
-        margin: Largest wrong logit minus the true one.
+        margin: As `Margin`.
         zero: The cross-entropy's gradient is exactly zero.
         not_finite: It is not finite.
-        signs: `(batch, pixels)` int8, the sign of each of its entries.
+        signs: As `Signs`.
         slope: How far the margin would move between opposite ends of the box, to first order, as a
             share of its size.
-        mismatch: Between derivatives and finite differences of the margin: 0 is none, 1 all.
+        mismatch: Between derivatives and finite differences of the margin: 0 is none, 1 all; NaN
+            where one of them is.
     """
 
     margin: Array
@@ -52,11 +73,45 @@ class Look(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
+def margin_program(devices: tuple[Any, ...]) -> Callable[..., Margin]:
+    """`(logits_fn, x, y, keys) -> Margin`, rows sharded over the devices."""
+
+    def margins(logits_fn: LogitsFn, x: Array, y: Array, keys: Array) -> Margin:
+        outputs = jax.vmap(per_example(logits_fn))(x, keys)
+        return Margin(jax.vmap(losses.margin)(outputs, y))
+
+    return sharded(margins, devices)
+
+
+@functools.lru_cache(maxsize=64)
+def signs_program(devices: tuple[Any, ...]) -> Callable[..., Signs]:
+    """`(logits_fn, x, y, keys) -> Signs`, rows sharded over the devices."""
+
+    def signs(logits_fn: LogitsFn, x: Array, y: Array, keys: Array) -> Signs:
+        model = per_example(logits_fn)
+
+        def one(x: Array, y: Array, key: Array) -> Array:
+            loss = lambda x, key: losses.cross_entropy(model(x, key), y)
+            value, pullback = gradients.vjp(loss, x, key)
+            return _signs(pullback(jnp.ones_like(value)))
+
+        return Signs(jax.vmap(one)(x, y, keys))
+
+    return sharded(signs, devices)
+
+
+def _signs(ascent: Array) -> Array:
+    return jnp.sign(ascent).ravel().astype(jnp.int8)
+
+
+@functools.lru_cache(maxsize=64)
 def look_program(devices: tuple[Any, ...]) -> Callable[..., Look]:
-    """`((logits_fn, width), x, y, keys) -> Look`, rows sharded over the devices."""
+    """`((logits_fn, box), x, y, keys) -> Look`, rows sharded over the devices."""
 
     def look(functions: tuple[LogitsFn, Array], x: Array, y: Array, keys: Array) -> Look:
-        logits_fn, width = functions
+        logits_fn, box = functions
+        low_end, high_end = box.astype(x.dtype)
+        width = high_end - low_end
         model = per_example(logits_fn)
 
         def one(x: Array, y: Array, key: Array) -> Look:
@@ -65,28 +120,26 @@ def look_program(devices: tuple[Any, ...]) -> Callable[..., Look]:
             margin, of_margin = jax.value_and_grad(losses.margin)(seen, y)
             ascent = pullback(jax.grad(losses.cross_entropy)(seen, y))
             slope = pullback(of_margin)
-            step = (DIFFERENCE * width).astype(x.dtype)
 
             def difference(key_of: Array) -> tuple[Array, Array]:
-                direction = jax.random.rademacher(key_of, x.shape, x.dtype)
-                high, low = (
-                    losses.margin(logits(x + sign * step * direction, key), y) for sign in (1, -1)
-                )
-                return (high - low) / (2 * step), jnp.vdot(slope, direction)
+                change = DIFFERENCE * width * jax.random.rademacher(key_of, x.shape, x.dtype)
+                ends = [jnp.clip(x + c, low_end, high_end) for c in (change, -change)]
+                high, low = (losses.margin(logits(end, key), y) for end in ends)
+                return high - low, jnp.vdot(slope, ends[0] - ends[1])
 
             measured, derived = jax.lax.map(
                 difference, jax.random.split(jax.random.fold_in(key, 1), DIRECTIONS)
             )
             apart = jnp.sum(jnp.abs(measured - derived))
             size = jnp.sum(jnp.abs(measured) + jnp.abs(derived))
-            reach = width.astype(x.dtype) * jnp.sum(jnp.abs(slope))
+            reach = width * jnp.sum(jnp.abs(slope))
             return Look(
                 margin,
                 jnp.all(ascent == 0),
                 ~jnp.all(jnp.isfinite(ascent)),
-                jnp.sign(ascent).ravel().astype(jnp.int8),
+                _signs(ascent),
                 reach / jnp.where(margin == 0, 1, jnp.abs(margin)),
-                jnp.where(size > 0, apart / jnp.where(size > 0, size, 1), 0),
+                jnp.where(size == 0, 0, apart / jnp.where(size == 0, 1, size)),
             )
 
         return jax.vmap(one)(x, y, keys)

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks
+from jaxrobust import checks, losses
 from jaxrobust.attacks import transfer
 from jaxrobust.diagnosis._findings import Findings
-from jaxrobust.diagnosis._probes import look_program, probes
+from jaxrobust.diagnosis._probes import look_program, margin_program, probes, signs_program
 from jaxrobust.diagnosis._symptoms import AT_LEAST, SYMPTOMS
 from jaxrobust.evaluation import _findings as doubts
 from jaxrobust.evaluation._arguments import check
@@ -25,7 +25,16 @@ from jaxrobust.evaluation._detection import check_detectors, score_program
 from jaxrobust.evaluation._judge import attack_program, clean_program
 from jaxrobust.evaluation._store import Store
 from jaxrobust.threat import Ball, check_ball
-from jaxrobust.types import Attack, Finding, Images, Labels, LogitsFn, Randomized, as_partial
+from jaxrobust.types import (
+    Attack,
+    Finding,
+    Images,
+    Labels,
+    LogitsFn,
+    Randomized,
+    as_partial,
+    per_example,
+)
 
 VOTES = 10
 """Draws of a random model whose majority is its class."""
@@ -58,10 +67,10 @@ def diagnose(
 
     Looks for the five symptoms of masked gradients (Athalye et al.): one-step attacks beat
     iterative ones, attacks without gradients beat those with them, unbounded attacks fail, random
-    search finds more, success does not grow with the radius. And at the gradients themselves:
-    missing, vanishing, not finite, random, contradicted by finite differences; saturated logits;
-    probabilities in place of logits; a loss that does not rise; another loss, an average over draws
-    or another model's gradient that finds more.
+    search finds more, success falls with the radius or does not grow. And at the gradients
+    themselves: missing, vanishing, not finite, random, contradicted by finite differences;
+    saturated logits; probabilities in place of logits; a loss that does not rise; another loss, an
+    average over draws or another model's gradient that finds more.
 
     A finding is a measured doubt, and no finding is no proof. Every attack is short: this is no
     evaluation, whose numbers `evaluate` makes. A model that cannot be differentiated, or returns
@@ -79,8 +88,10 @@ def diagnose(
         key: Typed key.
         ball: The threat that the model is claimed to withstand.
         sources: Other models, by name, whose adversarial images are tried on this one.
-        detectors: By name, `detector(outputs) -> (batch,)`; negative rejects. An attacked image
-            that one of them rejects does not count as broken.
+        detectors: By name, `detector(outputs) -> (batch,)`; negative rejects. A clean image that
+            one of them rejects is wrong, an attacked one counts as right in `accuracy`. The attacks
+            do not know of detectors, and all symptoms are of predictions alone, but for one: how
+            many images stand for no other reason than that they are rejected.
         num_steps: Gradient steps of each attack.
         num_queries: Queries an image of the random search, and of Square (in l1, of PGD with
             estimated gradients).
@@ -121,7 +132,11 @@ def diagnose(
     )
     n = len(y)
     clean = bench.predict(clean_program(votes, devices))
-    right = clean["prediction"] == np.asarray(y)
+
+    def rejected(judged: dict[str, Any]) -> Any:
+        return np.any([judged[f"score {k}"] < 0 for k in watched], axis=0) if watched else False
+
+    right = (clean["prediction"] == np.asarray(y)) & ~np.asarray(rejected(clean))
     found = doubts.probabilities(clean["like_probabilities"])
     found += doubts.not_finite(clean["prediction"])
     tell = _Tell(n)
@@ -131,26 +146,30 @@ def diagnose(
         """Which images an attack breaks, and where it ends."""
         bench.ball = within
         judged = bench.attack(name, one, np.flatnonzero(rows), attack_program(votes, devices), n)
-        accepted = np.all([judged[f"score {k}"] >= 0 for k in watched], axis=0) if watched else True
-        hit = np.zeros(n, bool)
-        hit[rows] = judged["success"] & accepted
-        accuracy[name] = float((right & ~hit).mean())
-        return hit, judged
+        hit, seen_through = np.zeros(n, bool), np.zeros(n, bool)
+        hit[rows] = judged["success"]
+        seen_through[rows] = judged["success"] & rejected(judged)
+        accuracy[name] = float((right & ~(hit & ~seen_through)).mean())
+        return hit, judged | {"seen through": seen_through}
 
     some = np.flatnonzero(right)
-    iterative, white = np.zeros(n, bool), np.zeros(n, bool)
-    try:
-        width = jnp.asarray(ball.box.high - ball.box.low)
-        look = functools.partial(bench.measure, program=look_program(devices))
-        seen = look("look", functions=(logits_fn, width), rows=np.arange(n))
-        again = look("look again", functions=(logits_fn, width), rows=np.arange(n))
+    white, caught = np.zeros(n, bool), np.zeros(n, bool)
+    error = no_derivative(logits_fn, x, y, key)
+    if error is not None:
+        found += doubts.no_gradients(error, n)
+    else:
+        box = jnp.asarray(ball.box)
+        everyone = np.arange(n)
+        seen = bench.measure("look", look_program(devices), (logits_fn, box), everyone)
+        again = bench.measure("look again", signs_program(devices), logits_fn, everyone)
         found += tell.gradients(seen, again, right)
 
         iterative, judged = broken("many steps", attack.iterative, right)
+        caught = judged["seen through"]
         found += doubts.failed("many steps", spread(n, some, judged["not_finite"], False))
         if len(some):
-            after = look(
-                "look after", functions=(logits_fn, width), rows=some, images=judged["image"]
+            after = bench.measure(
+                "look after", margin_program(devices), logits_fn, some, judged["image"]
             )
             risen = spread(n, some, after["margin"] > seen["margin"][some], False)
             tell.say("loss does not rise", right & ~iterative & ~risen)
@@ -166,17 +185,21 @@ def diagnose(
         tell.say("unbounded attack fails", right & ~everywhere[0])
         fall = max(itertools.pairwise(success), key=lambda pair: _net(*pair))
         tell.compare("larger radius, less success", *fall)
+        still = right & ~success[0] & ~everywhere[0]
+        share = still.sum() / max((right & ~success[0]).sum(), 1)
+        tell.say("larger radius, no more success", still, share * (still.sum() >= AT_LEAST))
 
         other, _ = broken("many steps, margin", attack.other, right)
         tell.say(
             "averaging finds more" if random else "another loss finds more", other & ~iterative
         )
         white = iterative | one_step | other
-    except (ValueError, TypeError, NotImplementedError) as error:
-        found += doubts.no_gradients(error, n)
     standing = right & ~white
     tell.say("random search finds more", broken("random search", attack.random, standing)[0])
-    tell.say("black box finds more", broken("black box", attack.black_box, standing)[0])
+    square, judged = broken("black box", attack.black_box, standing)
+    tell.say("black box finds more", square)
+    if watched:
+        tell.say("rejected, not withstood", caught | judged["seen through"])
     for name, source in (sources or {}).items():
         guided = transfer(as_partial(source), attack.iterative)
         hit, _ = broken(f"transfer: {name}", guided, standing)
@@ -222,17 +245,29 @@ class _Tell:
         zero, broken = seen["zero"], seen["not_finite"]
         self.measured["zero gradients"] = float(zero.mean())
         self.measured["gradients not finite"] = float(broken.mean())
-        tiny = float(np.finfo(seen["margin"].dtype).tiny)
+        tiny = float(jnp.finfo(seen["margin"].dtype).tiny)
         self.say("saturated logits", right & (np.abs(seen["margin"]) > -math.log(tiny)))
         self.say("vanishing gradients", right & (seen["slope"] < SHORT))
-        apart = np.nan_to_num(seen["mismatch"], nan=0.0)
-        limit = SYMPTOMS["shattered gradients"].threshold
-        self.say("shattered gradients", apart > limit, float(np.median(apart)))
+        limit, apart = SYMPTOMS["shattered gradients"].threshold, seen["mismatch"]
+        finite = np.isfinite(apart)
+        if finite.any():  # where none is, "gradients not finite" says so
+            self.say("shattered gradients", apart > limit, float(np.median(apart[finite])))
         either = (seen["signs"] != 0) | (again["signs"] != 0)
         differ = ((seen["signs"] != again["signs"]) & either).sum(1) / np.maximum(either.sum(1), 1)
         self.say("stochastic gradients", differ > 0, float(differ.mean()))
         limit = SYMPTOMS["zero gradients"].threshold
         return doubts.zero_gradients(zero, limit) + doubts.broken_gradients(broken)
+
+
+def no_derivative(logits_fn: LogitsFn, x: Any, y: Any, key: Any) -> Exception | None:
+    """Why the model has no derivative at all, if so."""
+    model, one = per_example(logits_fn), jnp.asarray(x[:1])[0]
+    loss = lambda x, key: losses.cross_entropy(model(x, key), jnp.asarray(y)[0])
+    try:
+        jax.eval_shape(jax.grad(loss), one, key)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        return error
+    return None
 
 
 def _net(weaker: np.ndarray, stronger: np.ndarray) -> float:

@@ -109,6 +109,14 @@ SYMPTOMS = {
         "More steps, other step sizes, restarts; then see the gradient's findings.",
         compares=True,
     ),
+    "larger radius, no more success": Symptom(
+        0.5,
+        "share of the images that stand at eps / 2 and still stand under any change at all",
+        "However much room an attack is given, it breaks hardly more images than it did with very "
+        "little. Success that does not grow with the radius is not stopped by the radius.",
+        "See the gradient's findings: the attack goes nowhere, whatever it may do.",
+        compares=True,
+    ),
     "another loss finds more": Symptom(
         0.1,
         "images broken by climbing the margin that climbing the cross-entropy left standing",
@@ -143,6 +151,15 @@ SYMPTOMS = {
         "still.",
         "gradients.bpda around what has no derivative, gradients.eot for what is random, another "
         "loss; at least evaluate with attacks.autoattack_members().",
+        compares=True,
+    ),
+    "rejected, not withstood": Symptom(
+        0.05,
+        "images whose class attacks changed, and that count as right for being rejected",
+        "These images were broken, and only a detector stands between them and success. The "
+        "attacks did not know of it, so they say nothing about whether it can be passed.",
+        "Attack model and detector together: detect.hinge as a penalty (losses.penalized, "
+        "losses.selective) on detect.exposed.",
         compares=True,
     ),
     "transfer finds more": Symptom(

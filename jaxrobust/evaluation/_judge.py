@@ -177,6 +177,8 @@ def sharded(program: Callable[..., Any], devices: tuple[Any, ...]) -> Callable[.
 
     @jax.jit
     def compiled(functions: Any, *args: Any) -> Any:
+        if len(devices) == 1:  # nothing to split, and not every model can be differentiated there
+            return program(functions, *args)
         specs = (whole, *[rows] * len(args))
         # check_vma=False: a user's model need not be written for varying-axes types.
         mapped = jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
