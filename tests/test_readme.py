@@ -1,14 +1,12 @@
 """What the README shows of attacks runs as it stands there."""
 
 import functools
-import math
 import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxrobust as jr
 from jaxrobust.layers import Dense, Flatten, Relu
@@ -50,11 +48,12 @@ def test_the_example_of_detectors_runs():
         rng.uniform(size=(n, 4, 4, 1)).astype(np.float32) for n in (400, 200, 8)
     )  # fmt: skip
     names = {
-        "functools": functools, "jax": jax, "jr": jr, "math": math, "optax": optax, "x": x,
+        "x": x,
         "y": np.asarray(logits_fn(x)).argmax(-1), "key": jax.random.key(0),
         "x_train": x_train, "y_train": np.arange(400) % 10, "x_val": x_val,
         "y_val": np.asarray(logits_fn(x_val)).argmax(-1), "ball": jr.Ball("linf", 8 / 255),
     }  # fmt: skip
+    exec(re.search(r"^import .*jaxrobust as jr$", README.read_text(), re.MULTILINE)[0], names)
     exec(blocks[0].replace("num_epochs=3", "num_epochs=1"), names)
     assert [leaf.shape for leaf in names["model"](x)] == [(8, 10), (8, 64)]
     names["model"] = lambda x: (logits_fn(x), x.reshape(len(x), -1))  # quick to attack

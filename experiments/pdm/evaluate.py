@@ -152,8 +152,11 @@ def clean(place: Place, name: str) -> dict[str, Any]:
     norms = np.asarray(detect.jacobian_norm(network, test.x[few], key=jax.random.key(place.seed)))
     margin = detect.embedding_margin(z[few], test.y[few], num_classes=CLASSES)
     known = detectors(place, name)
+    ranked = np.sort(logits[right], axis=1)
+    gap = ranked[:, -1] - ranked[:, -2]
     return {
         "accuracy": float(right.mean()),
+        "logit margin": {"median": float(np.median(gap)), "largest": float(gap.max())},
         "davies_bouldin": float(davies_bouldin_score(z, test.y)),
         "variance": detect.cluster_variance(z, test.y, num_classes=CLASSES),
         "distance": detect.cluster_distance(z, test.y, num_classes=CLASSES),

@@ -65,12 +65,14 @@ def _clean(found: dict[str, Any], data: str) -> str:
     keys = ("davies_bouldin", "variance", "distance", "margin", "jacobian", "penetration")
     rows = []
     for name in NETWORKS:
-        cells = [name, "", TABLE_1[data].get(name, ""), *[""] * len(keys)]
+        cells = [name, "", TABLE_1[data].get(name, ""), *[""] * (1 + len(keys))]
         if of := found.get(f"clean {name}"):
+            gap = of["logit margin"]
             cells[1] = f"{100 * of['accuracy']:.2f}"
-            cells[3:] = [f"{of[key]:.3g}" for key in keys]
+            cells[3:] = [f"{gap['median']:.3g} ({gap['largest']:.3g})"]
+            cells += [f"{of[key]:.3g}" for key in keys]
         rows.append(cells)
-    head = ["", "accuracy, %", "paper", "Davies-Bouldin", "cluster variance", "cluster distance",
+    head = ["", "accuracy, %", "paper", "logit margin, median (largest)", "Davies-Bouldin", "cluster variance", "cluster distance",
             "embedding margin", "Jacobian norm", "margin / norm"]  # fmt: skip
     return records.table(head, rows)
 

@@ -277,13 +277,19 @@ def _slopes(bench: Bench, devices: tuple[Any, ...]) -> list[Finding]:
 
 def environment() -> dict[str, Any]:
     """Versions, device and compiler flags, for a report."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
+
+    def version_of(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
 
     device = jax.devices()[0]
-    packages = ("jax", "jaxlib", "numpy", "flax", "optax")
+    packages = ("jax", "jaxlib", "numpy", "scipy", "scikit-learn", "flax", "optax")
     return {
         "jaxrobust": __version__,
-        **{package: version(package) for package in packages},
+        **{package: version_of(package) for package in packages},
         "python": platform.python_version(),
         "device": f"{device.platform}: {device.device_kind}",
         "num_devices": jax.device_count(),
