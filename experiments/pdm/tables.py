@@ -52,6 +52,7 @@ def tables(folder: Path) -> dict[str, str]:
         shown |= {
             f"table 1 {data}": _clean(found, data),
             f"detectors {data}": _detectors(found),
+            f"climb {data}": _climbing(found),
             f"table 2 {data}": _gray_box(found, data),
             f"mahalanobis {data}": _mahalanobis(found, data),
             f"table 3 {data}": _white_box(found, data),
@@ -72,8 +73,9 @@ def _clean(found: dict[str, Any], data: str) -> str:
             cells[3:] = [f"{gap['median']:.3g} ({gap['largest']:.3g})"]
             cells += [f"{of[key]:.3g}" for key in keys]
         rows.append(cells)
-    head = ["", "accuracy, %", "paper", "logit margin, median (largest)", "Davies-Bouldin", "cluster variance", "cluster distance",
-            "embedding margin", "Jacobian norm", "margin / norm"]  # fmt: skip
+    head = ["", "accuracy, %", "paper", "logit margin, median (largest)", "Davies-Bouldin",
+            "cluster variance", "cluster distance", "embedding margin", "Jacobian norm",
+            "margin / norm"]  # fmt: skip
     return records.table(head, rows)
 
 
@@ -87,6 +89,19 @@ def _detectors(found: dict[str, Any]) -> str:
         rows.append(cells)
     head = ["", "bandwidth", "rejected by density, %", "by Mahalanobis, %",
             "below the median density, %"]  # fmt: skip
+    return records.table(head, rows)
+
+
+def _climbing(found: dict[str, Any]) -> str:
+    """Slopes at the clean image and at the last step of BIM."""
+    rows = []
+    for name in DEFENCES:
+        cells = [name, *[""] * 3]
+        if of := found.get(f"climb {name}"):
+            slopes = (of["jacobian"], of["layers"]["embedding"], of["layers"]["Conv_0"])
+            cells[1:] = [f"{s[0]:.3g} to {s[-1]:.3g} (x{s[-1] / s[0]:.1f})" for s in slopes]
+        rows.append(cells)
+    head = ["", "embedding in the image", "loss in the embedding", "loss in the first layer"]
     return records.table(head, rows)
 
 
