@@ -130,8 +130,8 @@ def test_a_random_model_is_stochastic_and_nothing_worse():
         noisy, X[clear][:16], y[clear][:16], key=KEY, ball=BALL, batch_size=4, num_steps=5,
         num_queries=10,
     )  # fmt: skip
-    assert found.warnings == []
-    assert found.measured["averaging finds more"] <= 0.1
+    assert found.names == ["stochastic gradients"]
+    assert "averaging finds more" in found.measured
     assert "another loss finds more" not in found.measured
 
 

@@ -13,6 +13,7 @@ import jaxrobust as jr
 from experiments import records
 from experiments.gradient_masking import config, train, zoo
 from experiments.gradient_masking.config import Sizes
+from jaxrobust.diagnosis import SYMPTOMS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,8 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
             title = f"{name} {seed}"
             if only and not any(part in title for part in only):
                 continue
-            about = {"name": title, "sizes": place.sizes, "seed": seed}
+            limits = {name: symptom.threshold for name, symptom in SYMPTOMS.items()}
+            about = {"name": title, "sizes": place.sizes, "seed": seed, "thresholds": limits}
             command = f"python -m experiments.gradient_masking --preset {place.preset}"
             path = place.folder / f"{title.replace(', ', '-').replace(' ', '-')}.json"
             records.keep(path, about, functools.partial(measure, place, name, seed), command)
@@ -61,17 +63,18 @@ def measure(place: Place, name: str, seed: int) -> dict[str, Any]:
     sizes, data = place.sizes, place.data
     train_key, key = jax.random.split(jax.random.key(seed))
     defence = (zoo.MASKED | zoo.CONTROLS)[name](sizes, data, train_key)
+    natural = zoo.CONTROLS["natural"](sizes, data, jax.random.fold_in(train_key, 1)).logits_fn
     found = jr.diagnose(
-        defence.logits_fn, data.x_test, data.y_test, key=key, ball=jr.Ball("linf", sizes.eps),
-        detectors=defence.detectors, batch_size=min(128, len(data.y_test)),
+        defence.logits_fn, data.x_test, data.y_test, key=key, ball=defence.ball(sizes),
+        detectors=defence.detectors, sources={"natural": natural},
+        batch_size=min(128, len(data.y_test)),
     )  # fmt: skip
-    pgd = zoo.climb(sizes.attack_steps, 1, loss=jr.losses.cross_entropy)
     return {
         "row": defence.row,
         "symptoms": defence.symptoms,
         "cure": defence.cure,
         "findings": found.summary(),
-        "seems": zoo.accuracy(defence, pgd, sizes, data, key),
+        "seems": zoo.accuracy(defence, defence.plain, sizes, data, key),
         "is": zoo.accuracy(defence, defence.attack, sizes, data, key),
     }
 

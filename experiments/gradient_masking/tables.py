@@ -69,7 +69,7 @@ def _names(one: Any, severity: str = "") -> list[str]:
 
 
 def _percent(shares: list[float]) -> str:
-    return f"{100 * np.mean(shares):.1f} ± {100 * np.std(shares):.1f}"
+    return f"{100 * np.mean(shares):.1f} ± {100 * np.std(shares, ddof=len(shares) > 1):.1f}"
 
 
 def _range(values: list[float]) -> str:

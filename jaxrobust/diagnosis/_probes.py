@@ -181,6 +181,7 @@ class Probes(NamedTuple):
     one_step: Attack
     iterative: Attack
     other: Attack  # climbs the margin, with averaged gradients where the model is random
+    frozen: Attack  # the same on a single draw of the model's randomness
     random: Attack
     black_box: Attack
 
@@ -208,6 +209,7 @@ def probes(num_steps: int, num_queries: int, norm: str, random: bool) -> Probes:
         functools.partial(
             climb, loss=losses.margin, gradient=gradients.eot(DRAWS) if random else gradients.exact
         ),
+        functools.partial(climb, loss=losses.margin, gradient=gradients.eot(1, fresh=False)),
         functools.partial(random_draws, num_draws=num_queries),
         black_box,
     )

@@ -190,9 +190,11 @@ def diagnose(
         tell.say("larger radius, no more success", still, share * (still.sum() >= AT_LEAST))
 
         other, _ = broken("many steps, margin", attack.other, right)
-        tell.say(
-            "averaging finds more" if random else "another loss finds more", other & ~iterative
-        )
+        if random:
+            frozen, _ = broken("many steps, margin, one draw", attack.frozen, right)
+            tell.say("averaging finds more", other & ~frozen)
+        else:
+            tell.say("another loss finds more", other & ~iterative)
         white = iterative | one_step | other
     standing = right & ~white
     tell.say("random search finds more", broken("random search", attack.random, standing)[0])

@@ -129,9 +129,10 @@ SYMPTOMS = {
     ),
     "averaging finds more": Symptom(
         0.1,
-        "images broken by averaged gradients that single draws left standing",
-        "Averaged over its randomness the model is broken much more often than by single draws: "
-        "its randomness hides its gradient rather than making it robust.",
+        "images broken by averaged gradients that the gradient of one draw left standing",
+        "An attack that freezes the model's randomness breaks far fewer images than one that "
+        "averages over it: each draw has a gradient of its own, and none shows what the model "
+        "does. Its randomness hides its gradient rather than making it robust.",
         "Average over more draws: gradient=gradients.eot(n), and evaluate(..., votes=n).",
         compares=True,
     ),

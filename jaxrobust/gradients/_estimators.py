@@ -27,11 +27,14 @@ def exact(f: OneExample) -> OneExample:
     return f
 
 
-def eot(n: int) -> Gradient:
+def eot(n: int, fresh: bool = True) -> Gradient:
     """Expectation over transformation: the mean of f over n keys.
 
     Args:
         n: Number of draws of the model's randomness.
+        fresh: True draws anew at every step of the search. False keeps the draws of the first step
+            throughout: with `n=1` an attack on a single frozen draw, which random defences have
+            been judged by.
 
     References: Athalye et al. 2018 (paper 001, gradient masking).
 
@@ -40,14 +43,15 @@ def eot(n: int) -> Gradient:
     Array([1., 1., 1.], dtype=float32)
     """
     check_count(n, "n")
-    return _eot(int(n))
+    return _eot(int(n), bool(fresh))
 
 
-@functools.cache  # one object for each n, so that nothing is retraced
-def _eot(n: int) -> Gradient:
+@functools.cache  # one object for each setting, so that nothing is retraced
+def _eot(n: int, fresh: bool) -> Gradient:
     def gradient(f: OneExample) -> OneExample:
         return lambda x, key: _mean(f, x, jax.random.split(key, n))
 
+    gradient.same_draws = not fresh  # pyright: ignore[reportFunctionMemberAccess]
     return gradient
 
 
