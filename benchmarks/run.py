@@ -18,6 +18,7 @@ from benchmarks import (
     _clock,
     test_attack_strength,
     test_detect_speed,
+    test_diagnose_speed,
     test_evaluate_speed,
     test_flow_speed,
     test_parity,
@@ -44,12 +45,14 @@ class Args:
             "attacks",
             "flow",
             "detect",
+            "diagnose",
             "training",
         ]
     ]
     """speed: PGD; smoothing: gradients averaged over noise, on 32 images; evaluate: survivors only;
     parity: the same images as Foolbox; sdp: paper 003; attacks: strength and time of the others;
-    flow: stAdv; detect: densities of embeddings; training: a step of each method."""
+    flow: stAdv; detect: densities of embeddings; diagnose: masked gradients looked for; training: a
+    step of each method."""
     checkpoints: Path | None = None
     """Folder with the runs natural and adversarial of experiments.madry_mnist."""
     network: Path | None = None
@@ -112,6 +115,10 @@ def _measure(args: Args) -> Mapping[str, Sequence[Any]]:
         return test_pgd_speed.measure(speed, args.rounds)
     if args.checkpoints is None:
         raise SystemExit(f"{args.which} needs trained networks: --checkpoints DIR")
+    if args.which == "diagnose":
+        return test_diagnose_speed.measure(
+            test_diagnose_speed.Setting(args.checkpoints, seed=args.seed)
+        )
     if args.which == "attacks":
         strength = test_attack_strength.Setting(args.checkpoints, args.num_images, only=args.only)
         return test_attack_strength.measure(strength, Path("runs/benchmarks/attacks"))
@@ -130,6 +137,7 @@ def _settings(args: Args) -> dict[str, Any]:
         "sdp": ("rounds",),
         "flow": ("rounds",),
         "detect": ("rounds",),
+        "diagnose": (),
         "training": ("rounds",),
         "attacks": ("num_images", "only"),
     }

@@ -111,8 +111,8 @@ def test_networks_are_trained_measured_and_told(tmp_path, monkeypatch):
     few = functools.partial(jr.attacks.pgd, num_steps=2)
     monkeypatch.setattr(jr.attacks, "autoattack_members", lambda *_: {"pgd": few})
     monkeypatch.setattr(config, "SIZES", config.SIZES | {"cpu": config.Sizes(*[4] * 8)})
-    monkeypatch.setattr(config, "RADII", {"mnist": (0.1, 0.3)})
-    monkeypatch.setattr(config, "ENSEMBLES", {"mnist": {"ensemble": ("natural", "pgd-40")}})
+    monkeypatch.setitem(config.RADII, "mnist", (0.1, 0.3))
+    monkeypatch.setitem(config.ENSEMBLES, "mnist", {"ensemble": ("natural", "pgd-40")})
     setting = dataclasses.replace(config.CPU["mnist"], num_epochs=1, batch_size=16)
     monkeypatch.setitem(config.CPU, "mnist", setting)
     names = ("natural", "pgd-40", "madry x1")
@@ -121,13 +121,13 @@ def test_networks_are_trained_measured_and_told(tmp_path, monkeypatch):
         for name in names
     }
     monkeypatch.setitem(config.RECIPES, "mnist", recipes)
-    monkeypatch.setattr(evaluate, "SOURCES", {"mnist": ("pgd-40",)})
-    monkeypatch.setattr(evaluate, "COMBINED", {"mnist": ("natural",)})
-    monkeypatch.setattr(evaluate, "TABLE", {"mnist": ("natural", "ensemble")})
+    monkeypatch.setitem(evaluate.SOURCES, "mnist", ("pgd-40",))
+    monkeypatch.setitem(evaluate.COMBINED, "mnist", ("natural",))
+    monkeypatch.setitem(evaluate.TABLE, "mnist", ("natural", "ensemble"))
     monkeypatch.setattr(evaluate, "CAPACITY", ("madry x1",))
     monkeypatch.setattr(evaluate, "STARTS", ("pgd-40",))
-    monkeypatch.setattr(evaluate, "MARGIN_RADII", {"mnist": (0.1,)})
-    monkeypatch.setattr(evaluate, "MARGIN_STEPS", {"mnist": 2})
+    monkeypatch.setitem(evaluate.MARGIN_RADII, "mnist", (0.1,))
+    monkeypatch.setitem(evaluate.MARGIN_STEPS, "mnist", 2)
     full = evaluate.attacks_of
     monkeypatch.setattr(
         evaluate, "attacks_of", lambda data, kind: dict.fromkeys(full(data, kind), few)
@@ -157,7 +157,7 @@ def test_networks_are_trained_measured_and_told(tmp_path, monkeypatch):
     kept = (place.folder / "table-natural.json").read_text()
     evaluate.record(place)
     assert (place.folder / "table-natural.json").read_text() == kept
-    monkeypatch.setattr(config, "RADII", {"mnist": (0.2, 0.3)})  # another setting, another number
+    monkeypatch.setitem(config.RADII, "mnist", (0.2, 0.3))  # another setting, another number
     evaluate.record(place, ("table natural",))
     assert (place.folder / "table-natural.json").read_text() != kept
     figures.draw(place.folder)

@@ -25,9 +25,10 @@ def reparametrize(decoder: Coder, attack: Attack, *, encoder: Coder, codes: Ball
     images that the decoder makes, the chain has nothing left to do, and can be left out of the
     model that is attacked, or leaves the gradient alone.
 
-    The search starts at `encoder(x)` and may go as far as `codes` says. What the model is shown,
-    and what comes back, is `decoder(z)` brought into the ball around x; so a code whose image lies
-    outside does not count for more than its nearest image within.
+    The search is in the ball `codes` around `encoder(x)`; PGD starts anywhere in it, unless it has
+    `random_start=False`. What the model is shown, and what comes back, is `decoder(z)` brought into
+    the ball around x; so a code whose image lies outside does not count for more than its nearest
+    image within.
 
     A minimum-norm attack goes in by `against`: it looks for the nearest code, in `codes.box`, not
     for the nearest image.
@@ -36,7 +37,7 @@ def reparametrize(decoder: Coder, attack: Attack, *, encoder: Coder, codes: Ball
         decoder: Codes `(batch, *code)` to images `(batch, *dims)`, rows by themselves; as a
             `jax.tree_util.Partial` its weights stay out of the compiled program.
         attack: Any attack of the common form, within a `Ball`.
-        encoder: Images to codes to start at: the inverse of the decoder, or near it.
+        encoder: Images to codes to search around: the inverse of the decoder, or near it.
         codes: The threat that the attack is handed: how far codes may go, and their legal values.
 
     Returns:

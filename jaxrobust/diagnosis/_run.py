@@ -140,6 +140,7 @@ def diagnose(
     found = doubts.probabilities(clean["like_probabilities"])
     found += doubts.not_finite(clean["prediction"])
     tell = _Tell(n)
+    tell.measured["probabilities"] = float(clean["like_probabilities"].mean())
     accuracy: dict[str, float] = {}
 
     def broken(name: str, one: Attack, rows: np.ndarray, within: Ball = ball) -> Any:

@@ -34,9 +34,10 @@ class Symptom(NamedTuple):
 
 
 SYMPTOMS = {
-    "zero gradients": Symptom(
-        0.01, "clean images where the loss has no gradient at all", "", ""
-    ),  # worded by `evaluation`
+    "probabilities": Symptom(
+        0.999, "clean images whose outputs are positive and add up to one", "", ""
+    ),  # these three are worded by `evaluation`
+    "zero gradients": Symptom(0.01, "clean images where the loss has no gradient at all", "", ""),
     "gradients not finite": Symptom(
         0.0, "clean images where the loss's gradient is NaN or infinite", "", ""
     ),

@@ -37,8 +37,8 @@ class OdeNet(nn.Module):
             steps taken, in either direction and to any order (`DirectAdjoint` where steps adapt,
             which counts them as constants; a field with kinks put that 1 % off).
             `RecursiveCheckpointAdjoint` is exact too, in reverse and once, for less memory, but
-            does not run inside `shard_map`, so not in `evaluate`. `BacksolveAdjoint` solves the
-            adjoint ODE: right in the limit of small steps only.
+            does not run inside `shard_map`, so in `evaluate` on one device only. `BacksolveAdjoint`
+            solves the adjoint ODE: right in the limit of small steps only.
         max_steps: Most steps of an adaptive solver.
         after: A module for the features that have flown, such as `FeatureDenoising()`.
     """
@@ -125,8 +125,7 @@ class OdeNet(nn.Module):
 
         def slope(t: Any, state: tuple[Array, ...], variables: Any) -> tuple[Array, ...]:
             z = state[0]
-            f = field.apply(variables, jnp.asarray(t, z.dtype), z[None])[0]
-            return (f, jnp.abs(f))[: len(state)]
+            return rates(field.apply(variables, jnp.asarray(t, z.dtype), z[None])[0], state)
 
         def one(state: tuple[Array, ...], variables: Any) -> tuple[Array, ...]:
             return solved(
@@ -135,6 +134,11 @@ class OdeNet(nn.Module):
             )  # fmt: skip
 
         return jax.vmap(one, (0, None))(state, self.field.variables)
+
+
+def rates(f: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+    """How the features change, f, and behind them, where it is part of the state, the drift."""
+    return (f, jnp.abs(f))[: len(state)]
 
 
 def odenet(
