@@ -253,6 +253,25 @@ def test_cluster_measures_by_loops():
     assert detect.cluster_distance(z, y, num_classes=3) == pytest.approx(np.mean(pairs), rel=1e-5)
 
 
+def test_gradient_norms_are_those_of_each_layer_and_image():
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(3, 4)), "b": rng.normal(size=4), "steps": np.array([2])}
+    model = jax.tree_util.Partial(
+        lambda of, x: (jnp.tanh(x @ of["w"] + of["b"]), x), jax.tree.map(jnp.asarray, weights)
+    )
+    x, y = jnp.asarray(rng.uniform(size=(5, 3)), jnp.float32), jnp.array([0, 1, 2, 3, 0])
+    found = detect.gradient_norms(model, x, y, key=jax.random.key(0))
+    assert [path.split("'")[-2] for path in found] == ["b", "w"]
+    for i in range(5):
+        z = jnp.tanh(x[i] @ weights["w"] + weights["b"])
+        back = (jax.nn.softmax(z) - jax.nn.one_hot(y[i], 4)) * (1 - z**2)
+        wanted = jnp.linalg.norm(back), jnp.linalg.norm(jnp.outer(x[i], back))
+        for norm, right in zip(found.values(), wanted, strict=True):
+            np.testing.assert_allclose(norm[i], right, rtol=1e-5)
+    with pytest.raises(ValueError, match="logits_fn must be a pytree with its weights in it"):
+        detect.gradient_norms(lambda x: x, x, y, key=jax.random.key(0))
+
+
 def test_jacobian_norms_are_those_of_the_whole_jacobian():
     weights = jax.random.normal(jax.random.key(0), (12, 7))
 

@@ -262,34 +262,25 @@ def climb(place: Place, name: str) -> dict[str, Any]:
             x_k = attacks.fgsm(network, x_k, y, key=key, ball=jr.Ball("linf", 0.01))
         norms = detect.jacobian_norm(network, x_k, key=key)
         found["jacobian"].append(float(np.mean(norms)))
-        for layer, norm in _layer_norms(network, x_k, jnp.asarray(y)).items():
+        for layer, norm in _layer_norms(network, x_k, jnp.asarray(y), key).items():
             found["layers"].setdefault(layer, []).append(float(np.mean(norm)))
     return found
 
 
-@jax.jit
-def _layer_norms(network: Any, x: Any, y: Any) -> dict[str, Any]:
-    def one(x: Any, y: Any) -> dict[str, Any]:
-        slopes = jax.grad(lambda network: losses.cross_entropy(_row(network, x), y))(network)
-        of = functools.partial(_parameters, kind="kernel")
-        found = {layer: jnp.linalg.norm(leaf) for layer, leaf in of(slopes).items()}
-        bias = _parameters(slopes, "bias")["Dense_0"]  # the gradient in the logits
-        return found | {"embedding": jnp.linalg.norm(of(network)["Dense_0"] @ bias)}
-
-    return jax.lax.map(lambda row: one(*row), (x, y))
-
-
-def _parameters(network: Any, kind: str) -> dict[str, Any]:
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(network):
-        layer, name = (str(getattr(key, "key", key)) for key in path[-2:])
-        if name == kind:
-            found[layer] = leaf
-    return found
-
-
-def _row(network: Any, x: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[0], network(x[None]))
+def _layer_norms(network: Any, x: Any, y: Any, key: Any) -> dict[str, Any]:
+    """Norms of the loss's gradient in each layer's kernel, and in the embedding."""
+    kernels = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(network)
+        if jax.tree_util.keystr(path).endswith("['kernel']")
+    }
+    norms = detect.gradient_norms(network, x, y, key=key)
+    layers = {path: path.split("'")[-4] for path in kernels}
+    (head,) = (kernel for path, kernel in kernels.items() if layers[path] == "Dense_0")
+    slopes = jax.vmap(jax.grad(losses.cross_entropy))(outputs_of(network, x)[0], y)
+    return {layer: norms[path] for path, layer in layers.items()} | {
+        "embedding": jnp.linalg.norm(slopes @ head.T, axis=1)
+    }
 
 
 def white_box(place: Place, name: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from jaxrobust.detect._measures import (
     cluster_distance,
     cluster_variance,
     embedding_margin,
+    gradient_norms,
     jacobian_norm,
     penetration_bound,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "cluster_variance",
     "embedding_margin",
     "exposed",
+    "gradient_norms",
     "hinge",
     "jacobian_norm",
     "kernel_density",

@@ -1,4 +1,4 @@
-"""How far apart and how tight the classes lie in the embedding: paper 004, sec. 2 and 3."""
+"""How classes lie in the embedding, and how steep the model is: paper 004, sec. 2 to 4."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxrobust import checks, gradients
+from jaxrobust import checks, gradients, losses
 from jaxrobust.detect._common import check_embeddings
 from jaxrobust.detect._distances import Points, in_chunks, is_real, pack, squared_distances
-from jaxrobust.types import Images, LogitsFn, as_partial, per_example, row_keys
+from jaxrobust.losses import Loss
+from jaxrobust.types import Images, Labels, LogitsFn, as_partial, per_example, row_keys
 
 
 def embedding_margin(embeddings: Any, labels: Any, *, num_classes: int, chunk: int = 128) -> float:
@@ -83,6 +84,62 @@ def jacobian_norm(logits_fn: LogitsFn, x: Images, *, key: Any) -> Float[Array, "
     Array([5.], dtype=float32)
     """
     return _jacobian_norms(as_partial(logits_fn), jnp.asarray(x), row_keys(key, len(x)))
+
+
+def gradient_norms(
+    logits_fn: LogitsFn, x: Images, y: Labels, *, key: Any, loss: Loss = losses.cross_entropy
+) -> dict[str, Float[Array, " batch"]]:
+    """l2 norm of the loss's derivative in each array of the model, at each image.
+
+    Of a Flax model in a `Partial` these are its layers' kernels and biases, by their paths.
+    Memory: one image's gradient at a time.
+
+    Args:
+        logits_fn: `(batch, *dims) -> (batch, classes)`, alone or with an embedding, or
+            `Randomized`; a pytree with arrays, such as a `jax.tree_util.Partial` of weights.
+        x: `(batch, *dims)` images.
+        y: `(batch,)` labels.
+        key: Typed key; used by random models only.
+        loss: Of one example.
+
+    Raises:
+        ValueError: For a model without an array of floats: weights that a closure holds are not
+            seen.
+
+    References: paper 004, sec. 3.3 and 4.2 (gradient norms per layer along the steps of BIM).
+
+    >>> model = jax.tree_util.Partial(lambda weights, x: x @ weights["w"], {"w": jnp.zeros((1, 2))})
+    >>> found = gradient_norms(model, jnp.ones((1, 1)), jnp.array([0]), key=jax.random.key(0))
+    >>> found["[<flat index 0>][0]['w']"]
+    Array([0.70710...], dtype=float32)
+    """
+    model = as_partial(logits_fn)
+    floats = [
+        jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(model)
+    ]
+    if not any(floats):
+        raise ValueError(
+            "logits_fn must be a pytree with its weights in it, such as jax.tree_util.Partial("
+            f"model.apply, variables); got {logits_fn!r:.60} without any"
+        )
+    return _gradient_norms(model, loss, jnp.asarray(x), jnp.asarray(y), row_keys(key, len(x)))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _gradient_norms(
+    logits_fn: LogitsFn, loss: Loss, x: Array, y: Array, keys: Array
+) -> dict[str, Array]:
+    def one(row: tuple[Array, Array, Array]) -> dict[str, Array]:
+        x, y, key = row
+        value = lambda model: loss(per_example(model)(x, key), y)
+        slopes = jax.tree_util.tree_leaves_with_path(jax.grad(value, allow_int=True)(logits_fn))
+        return {
+            jax.tree_util.keystr(path): jnp.linalg.norm(slope)
+            for path, slope in slopes
+            if jnp.issubdtype(slope.dtype, jnp.floating)
+        }
+
+    return jax.lax.map(one, (x, y, keys))
 
 
 @jax.jit
