@@ -148,10 +148,8 @@ def check_count(value: Any, name: str, least: int = 1) -> None:
 
 def check_takes(attack: Any, names: tuple[str, ...], hint: str) -> frozenset[str]:
     """Refuse an attack that does not take these arguments; returns all that it takes by name."""
-    if not callable(attack):
-        raise ValueError(f"attack must be an attack, {hint}; got {attack!r:.60}")
     try:
-        parameters = inspect.signature(attack).parameters
+        parameters = inspect.signature(attack).parameters if callable(attack) else {}
     except (TypeError, ValueError):  # not every callable has one
         return frozenset(names)
     kinds = {one.kind for one in parameters.values()}

@@ -322,7 +322,10 @@ def test_attacks_and_labels_see_a_model_with_a_state_in_evaluation_mode(case):
         (lambda: objectives.scheduled(lambda: None), "at least one schedule"),
         (lambda: jr.transforms.ensemble([]), "at least one model"),
         (lambda: jr.transforms.ensemble(forward), "must be a list of models"),
-        (lambda: objectives.madry(forward, None, ball=BALL), "attack must be an attack"),
+        (
+            lambda: objectives.madry(forward, None, ball=BALL),
+            "attack must take ball=, which stays within it",
+        ),
         (lambda: objectives.madry(forward, attacks.fmn, ball=BALL), "attack must take ball="),
         (lambda: objectives.madry(forward, moved_up, ball=BALL, labels=0.5), "labels must be"),
         (

@@ -224,7 +224,7 @@ def test_training_widens_margins_and_a_resumed_run_ends_in_the_same_bits(tmp_pat
     ("change", "message"),
     [
         ({"attack": jr.attacks.pgd}, "attack must take box=, which seeks the least distance"),
-        ({"attack": None}, "attack must be an attack, which seeks the least distance"),
+        ({"attack": None}, "attack must take box=, which seeks the least distance"),
         ({"num_examples": 0}, "num_examples must be"),
         ({"norm": "l1"}, "norm must be one of linf, l2"),
         ({"clean_weight": 1.0}, "clean_weight must lie in"),

@@ -126,17 +126,15 @@ def _frozen(sizes: Sizes) -> Any:
 
 
 def _pruned(sizes: Sizes, data: Data, key: Array) -> Defence:
-    """The mean of hundreds of draws would do, too: so few units are left in each."""
     start = train.start(sizes, data, key)
     params = train.fit(train.random(models.with_pruning), start, None, sizes, data, key)
-    mean = climb(sizes.attack_steps, 1, loss=jr.losses.margin)
     return Defence(
         "stochastic activation pruning, Dhillon et al.",
         ("averaging finds more",),
         "gradients.bpda, the mean of the units for the draw",
         jr.Randomized(Partial(models.with_pruning, params)),
         _frozen(sizes),
-        on(Partial(models.plain, params), mean),
+        on(Partial(models.plain, params), climb(sizes.attack_steps, 1)),
         {},
     )
 

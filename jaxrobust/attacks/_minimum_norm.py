@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrobust import losses
+from jaxrobust import checks, losses
 from jaxrobust.attacks._lift import check_model, reached
 from jaxrobust.attacks._variants import made_of
 from jaxrobust.losses import Loss
@@ -58,7 +57,9 @@ def against(attack: MinimumNorm, *, survivors_only: bool = False) -> Attack:
     ...     ball=Ball("linf", 0.25)).round(2)
     Array([[0.24, 0.24]], dtype=float32)
     """
-    takes = _taken(attack, "box", "an attack within a ball is in the common form already")
+    takes = checks.check_takes(
+        attack, ("box",), "of minimum norm: one within a ball is in the common form already"
+    )
     return Partial(_Against("norm" in takes, survivors_only), as_partial(attack))
 
 
@@ -97,17 +98,6 @@ class _Against:
         check_threat(ball, len(x) if hasattr(x, "shape") else None)
         norm = {"norm": ball.norm} if self.takes_norm else {}
         return attack(logits_fn, x, y, key=key, box=ball.box, **norm)
-
-
-def _taken(attack: Any, needed: str, hint: str) -> Mapping[str, inspect.Parameter]:
-    """The arguments that an attack takes; refuse one that does not take the one that is needed."""
-    takes = inspect.signature(attack).parameters if callable(attack) else {}
-    if needed not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-        raise ValueError(
-            f"attack must be a minimum-norm attack that takes {needed}= ({hint}); "
-            f"got {attack!r:.60}"
-        )
-    return takes
 
 
 def aim(loss: Loss, target: Any) -> Loss:
@@ -179,7 +169,7 @@ def every_target(attack: MinimumNorm) -> Callable[..., EveryTarget]:
     >>> jnp.linalg.norm(found.x_adv - x[:, None], axis=-1).round(2)  # 0.4 and 0.2 / sqrt(2)
     Array([[0.28, 0.14]], dtype=float32)
     """
-    _taken(attack, "target", "it is attacked towards every class in turn")
+    checks.check_takes(attack, ("target",), "towards each of which it is sent in turn")
 
     def run(
         logits_fn: LogitsFn, x: Images, y: Labels, *, key: Keys, box: Box = UNIT_BOX

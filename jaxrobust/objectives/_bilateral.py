@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from jaxtyping import Array
+
 from jaxrobust.objectives._base import Forward
 from jaxrobust.objectives._labels import adversarial_labels
 from jaxrobust.objectives._madry import madry
