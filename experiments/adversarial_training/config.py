@@ -164,6 +164,7 @@ class Setting:
         rises: Share of the run over which eps rises from 0.
         augment: Whether images are cropped (padding 4) and flipped.
         gradient_weight: Of the input-gradient regulariser, instead of the recipe's where not None.
+        beta: Of TRADES, likewise.
         images: How many training images there are; all where None.
     """
 
@@ -177,6 +178,7 @@ class Setting:
     rises: float = 0.0
     augment: bool = False
     gradient_weight: float | None = None
+    beta: float | None = None
     images: int | None = None
 
 
@@ -223,7 +225,7 @@ for the mean of m gradients: 0.01 and 5 times 0.04. MNIST's bilateral training a
 natural one are our choice, and TRADES' batch on MNIST."""
 
 CPU: dict[str, Setting] = {
-    "mnist": Setting("conv_small", 5, 128, "adam", 1e-3, rises=0.3, gradient_weight=5.0),
+    "mnist": Setting("conv_small", 5, 128, "adam", 1e-3, rises=0.3, gradient_weight=5.0, beta=6.0),
     "cifar10": Setting("small_cnn", 3, 128, "adam", 1e-3, rises=0.3, augment=True),
 }
 """Our choice, one budget for all methods, scaled down to two CPU cores: the same network, epochs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,7 @@ def objective(
     recipe: Recipe, setting: Setting, model: Model, steps: int, shape: tuple[int, ...]
 ) -> jr.Objective:
     """The training method of a recipe, for so many steps on images of this shape in all."""
+    recipe = dataclasses.replace(recipe, beta=setting.beta or recipe.beta)
     batch = (setting.batch_size, *shape[1:])
     rises = setting.rises if recipe.rises is None else recipe.rises
     if recipe.method == "mma":
