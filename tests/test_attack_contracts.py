@@ -80,11 +80,19 @@ EXACTLY = {
     "bim": (4, 4),
     "fgsm": (1, 1),
     "fab": (2 * 20 * 3, 2 * 20 * 2 + 6),  # a gradient a class; ends and steps of the final search
+    "fab_targeted": (2 * 20, 2 * 20 * 2 + 6 + 1),  # of each target; and what x is taken for
     "fmn": (30, 2 * 30),
     "pgd": (20, 20),
+    "pgd with restarts": (3 * 20, 3 * (20 + 1)),  # each run's end is judged
     "square": (0, 300),
 }
 """Gradients and forwards of attacks that nothing stops, by hand."""
+
+AT_MOST = {
+    "carlini_wagner_l2": (5 * 100, 5 * 100 + 1),  # searches of so many steps, and the clean image
+    "deepfool": (50 * 2, 50 * 2 + 1),  # a gradient for each boundary of a step, and the clean image
+}
+"""The same of attacks that may end before."""
 
 
 @attacks
@@ -124,6 +132,8 @@ def test_one_trace_for_each_shape_asks_the_model_no_more_often_than_counted(name
     assert spent[0] <= draws * counted[0]
     if name in EXACTLY:
         assert spent == counted == EXACTLY[name]
+    if name in AT_MOST:
+        assert counted == AT_MOST[name]
     # Afterwards the model is looked at once a call, for the shape of its logits.
     assert traced_by(0.5, jr.Ball(norm, 0.05)) == 1
     assert traced_by(2.0, jr.Ball(norm, 0.2)) == 1
@@ -351,6 +361,7 @@ def test_wrong_counts_and_steps_are_refused():
         (jr.attacks.fab, 10 * 3),
         (jr.attacks.fab_targeted, 30),
         (jr.attacks.fmn, 7),
+        (functools.partial(jr.attacks.pgd, num_restarts=3, ball=jr.Ball("linf", 8 / 255)), 9),
         (functools.partial(jr.attacks.square, ball=jr.Ball("linf", 8 / 255)), 10),
         (functools.partial(jr.attacks.deepfool, num_candidates=10), 10 * 20),
         (jr.attacks.every_target(jr.attacks.carlini_wagner_l2), 9 * 20),
@@ -366,6 +377,7 @@ def test_wrong_counts_and_steps_are_refused():
         "fab",
         "fab_targeted",
         "fmn",
+        "pgd",
         "square",
         "deepfool",
         "carlini_wagner, nine targets",

@@ -9,6 +9,7 @@ import pytest
 from contracts import images, problem
 
 import jaxrobust as jr
+from jaxrobust.evaluation._count import count
 
 KEY = jax.random.key(8)
 SQUARE = functools.partial(jr.attacks.square, num_queries=60)
@@ -49,6 +50,20 @@ def test_one_attack_is_its_members_in_turn_and_is_traced_once():
     before = len(traces)
     jr.attacks.autoattack(model, x, y, key=KEY, ball=ball, chunk=12)
     assert len(traces) == before + 1  # for the shape of its logits
+
+
+def test_its_members_spend_what_is_published():
+    """Of three classes: 100 steps of APGD, and of APGD and FAB to two targets; 5000 queries."""
+    logits_fn, _, x, _ = problem(9, batch=1)
+    spent = {
+        "apgd-ce": (101, 2 * 101),  # a gradient and a forward at each point
+        "apgd-t": (2 * 101, 4 * 101 + 1),  # and what the clean image is taken for
+        "fab-t": (2 * 100, 2 * 100 * 2 + 6 + 1),  # the final search of 3 steps for each, likewise
+        "square": (0, 5000),
+        "judged": (0, 1 + 4),  # the clean image, and each member's
+    }
+    of_all = tuple(sum(each) for each in zip(*spent.values(), strict=True))
+    assert count(jr.attacks.autoattack, logits_fn, x, 3, jr.Ball("linf", 0.1)) == of_all
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

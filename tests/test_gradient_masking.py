@@ -12,7 +12,9 @@ import jaxrobust as jr
 from experiments import records
 from experiments.gradient_masking import config, evaluate, layers, models, tables, train, zoo
 
-SIZES = dataclasses.replace(config.PRESETS["digits"], num_steps=500, num_images=64, attack_steps=20)
+SIZES = dataclasses.replace(
+    config.SIZES["cpu"]["digits"], num_steps=500, num_images=64, attack_steps=20
+)
 BALL = jr.Ball("linf", SIZES.eps)
 KEY = jax.random.key(0)
 
@@ -186,7 +188,7 @@ def test_the_detector_rejects_as_few_clean_images_as_it_says():
 
 
 def test_measurements_are_told_in_tables_and_on_a_page(tmp_path):
-    place = evaluate.Place(tmp_path, "smoke")
+    place = evaluate.Place(tmp_path, "smoke", "digits")
     found = jr.diagnosis.Findings("linf", 0.2, 16, 0.9, {}, {"saturated logits": 0.75}, [])
     flagged = jr.Finding("saturated logits", 0.75, 0.05, [0], "It says.", "Try.")
     for name in ("natural", "distilled"):
@@ -197,10 +199,11 @@ def test_measurements_are_told_in_tables_and_on_a_page(tmp_path):
             "is": 0.0, "findings": told.summary(),
         }  # fmt: skip
         records.keep(place.folder / f"{name}-0.json", about, lambda numbers=numbers: numbers, "")
-    shown = tables.tables(place.folder)
-    assert "| 90.0 ± 0.0 | 70.0 ± 0.0 | 1 of 1 by saturated logits | a cure |" in shown["defences"]
-    assert "warnings in 0 of 1" in shown["defences"]
-    row = "| saturated logits | 0.75, 0.75 to 0.75 | 0.05 | 0.75, 0.75 to 0.75 |"
+    shown = tables.tables(place.folder.parent)
+    defences = shown["defences digits"]
+    assert "| 90.0 ± 0.0 | 70.0 ± 0.0 | 1 of 1 by saturated logits | a cure |" in defences
+    assert "warnings in 0 of 1" in defences
+    row = "| saturated logits | 0.75, 0.75 to 0.75 | 0.05 | 0.75, 0.75 to 0.75 | distilled 1 |"
     assert row in shown["thresholds"]
     evaluate.page(place)
     assert "It says." in (place.folder / "page" / "index.html").read_text()

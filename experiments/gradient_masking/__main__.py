@@ -9,16 +9,18 @@ from typing import Literal
 import tyro
 
 from experiments import records
-from experiments.gradient_masking import evaluate, tables
+from experiments.gradient_masking import config, evaluate, tables
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
     """Train, diagnose and break the zoo; what is recorded already is kept."""
 
+    data: config.Data = "digits"
+    """What images."""
     only: tuple[str, ...] = ()
     """Parts of names of measurements ("pruned", "madry 0"); all if empty."""
-    preset: Literal["cpu", "digits", "smoke"] = "cpu"
+    preset: Literal["cpu", "smoke"] = "cpu"
     """How much is trained and measured; see config.py."""
     results: Path = Path("experiments/gradient_masking/results")
     """Where numbers and the page are recorded."""
@@ -26,11 +28,11 @@ class Args:
 
 def main(args: Args) -> None:
     """Measure, then write tables and the page."""
-    place = evaluate.Place(args.results, args.preset)
+    place = evaluate.Place(args.results, args.preset, args.data)
     evaluate.record(place, args.only)
     evaluate.page(place)
     readme = args.results.parent / "README.md"
-    records.show(tables.tables(place.folder), readme, args.preset)
+    records.show(tables.tables(place.folder.parent), readme, args.preset)
 
 
 if __name__ == "__main__":

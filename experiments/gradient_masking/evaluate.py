@@ -23,23 +23,25 @@ class Place:
     Attributes:
         results: Recorded numbers and pages.
         preset: Name of the preset.
+        data: Name of the data.
     """
 
     results: Path
     preset: str
+    data: config.Data
 
     @property
     def folder(self) -> Path:
-        """Of this preset's numbers."""
-        return self.results / self.preset
+        """Of this preset's numbers, of these data."""
+        return self.results / self.preset / self.data
 
     @property
     def sizes(self) -> Sizes:
         """How much is trained and measured."""
-        return config.PRESETS[self.preset]
+        return config.SIZES[self.preset][self.data]
 
     @functools.cached_property
-    def data(self) -> train.Data:
+    def images(self) -> train.Data:
         """Training and test images."""
         return train.load(self.sizes)
 
@@ -53,14 +55,14 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
                 continue
             limits = {name: symptom.threshold for name, symptom in SYMPTOMS.items()}
             about = {"name": title, "sizes": place.sizes, "seed": seed, "thresholds": limits}
-            command = f"python -m experiments.gradient_masking --preset {place.preset}"
+            command = f"python -m experiments.gradient_masking --data {place.data} --preset {place.preset}"
             path = place.folder / f"{title.replace(', ', '-').replace(' ', '-')}.json"
             records.keep(path, about, functools.partial(measure, place, name, seed), command)
 
 
 def measure(place: Place, name: str, seed: int) -> dict[str, Any]:
     """What a network seems to withstand, what its diagnosis is, and what its cure leaves."""
-    sizes, data = place.sizes, place.data
+    sizes, data = place.sizes, place.images
     train_key, key = jax.random.split(jax.random.key(seed))
     defence = (zoo.MASKED | zoo.CONTROLS)[name](sizes, data, train_key)
     natural = zoo.CONTROLS["natural"](sizes, data, jax.random.fold_in(train_key, 1)).logits_fn

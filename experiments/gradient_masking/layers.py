@@ -22,10 +22,10 @@ BLOCK, COARSE = 4, 0.5
 KEPT = 0.05
 """Share of units that win in `k_winners`, as few as the sparsest of Xiao et al. 2020."""
 
-SAMPLED = 0.1
-"""Samples a unit that stochastic pruning draws (Dhillon et al. 2018: 1 and more)."""
+SAMPLED = 0.05
+"""Samples a unit that stochastic pruning draws; our choice (Dhillon et al. 2018 draw 1 and more)."""
 
-SMALLEST = 0.5
+SMALLEST = 0.25
 """Least size to which `resize_and_pad` shrinks an image, as a share of it."""
 
 DOUBLINGS = 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,58 +13,79 @@ from experiments.gradient_masking import zoo
 from jaxrobust.diagnosis import SYMPTOMS
 
 
+Seeds = list[dict[str, Any]]
+"""What was found of one defence, a seed each."""
+
+
 def tables(folder: Path) -> dict[str, str]:
-    """Markdown tables by their names in the README."""
-    found: dict[str, list[Any]] = {name: [] for name in zoo.MASKED | zoo.CONTROLS}
+    """Markdown tables by their names in the README, of a folder with one for each data set."""
+    found = {data: _read(folder / data) for data in ("digits", "mnist")}
+    return {
+        **{f"defences {data}": _defences(of) for data, of in found.items()},
+        "thresholds": _thresholds([*found.values()]),
+    }
+
+
+def _read(folder: Path) -> dict[str, Seeds]:
+    found: dict[str, Seeds] = {name: [] for name in zoo.MASKED | zoo.CONTROLS}
     for name, content in records.read(folder).items():
         found.setdefault(name.rpartition(" ")[0], []).append(content["found"])
-    return {"defences": _defences(found), "thresholds": _thresholds(found)}
+    return found
 
 
-def _defences(found: dict[str, list[Any]]) -> str:
+def _defences(found: dict[str, Seeds]) -> str:
     rows = []
     for name, seeds in found.items():
         cells = [name, *[""] * 6]
         if seeds:
+            first = seeds[0]
             flagged = [set(_names(one)) & set(one["symptoms"]) for one in seeds]
             worse = [_names(one, "warning") for one in seeds]
             verdict = (
-                f"{sum(map(bool, flagged))} of {len(seeds)} by {', '.join(seeds[0]['symptoms'])}"
+                f"{sum(map(bool, flagged))} of {len(seeds)} by {' or '.join(first['symptoms'])}"
                 if name in zoo.MASKED
                 else f"warnings in {sum(map(bool, worse))} of {len(seeds)}"
             )
             clean = [one["findings"]["clean_accuracy"] for one in seeds]
             seems, left = (_percent([one[which] for one in seeds]) for which in ("seems", "is"))
-            first = seeds[0]
             cells = [name, first["row"], _percent(clean), seems, verdict, first["cure"], left]
         rows.append(cells)
     head = ["", "stands for", "clean, %", "seems, %", "diagnosed", "cure", "is, %"]
     return records.table(head, rows)
 
 
-def _thresholds(found: dict[str, list[Any]]) -> str:
+def _thresholds(found: Sequence[dict[str, Seeds]]) -> str:
+    """Of both data sets: what honest networks measure, and the defences that a symptom flags."""
+    honest = [one for of in found for name in zoo.CONTROLS for one in of[name]]
     rows = []
     for symptom, about in SYMPTOMS.items():
-        spread = [
-            [
-                one["findings"]["measured"][symptom]
-                for name in names
-                for one in found[name]
-                if symptom in one["findings"]["measured"]
-            ]
-            for names in (zoo.CONTROLS, [n for n in zoo.MASKED if _stands_for(found[n], symptom)])
-        ]
-        rows.append([symptom, _range(spread[0]), f"{about.threshold:g}", _range(spread[1])])
-    return records.table(
-        ["", "honest: median, range", "threshold", "masked so: median, range"], rows
-    )
+        flagged: dict[str, list[float]] = {}
+        for of in found:
+            for name in zoo.MASKED:
+                for one in of[name]:
+                    if any(symptom == each.partition(":")[0] for each in _names(one)):
+                        flagged.setdefault(name, []).extend(_measured(one, symptom))
+        values = [value for one in honest for value in _measured(one, symptom)]
+        rows.append([
+            symptom, _range(values), f"{about.threshold:g}",
+            _range([value for each in flagged.values() for value in each]),
+            ", ".join(f"{name} {len(each)}" for name, each in flagged.items()) or "none",
+        ])  # fmt: skip
+    head = ["", "honest: median, range", "threshold", "flagged: median, range", "which, seeds"]
+    return records.table(head, rows)
 
 
-def _stands_for(seeds: list[Any], symptom: str) -> bool:
-    return any(symptom in one["symptoms"] for one in seeds)
+def _measured(one: dict[str, Any], symptom: str) -> list[float]:
+    """What was measured of a symptom: the largest, where it was of several models."""
+    values = [
+        value
+        for name, value in one["findings"]["measured"].items()
+        if name.partition(":")[0] == symptom
+    ]
+    return [max(values)] if values else []
 
 
-def _names(one: Any, severity: str = "") -> list[str]:
+def _names(one: dict[str, Any], severity: str = "") -> list[str]:
     found = one["findings"]["found"]
     return [each["name"] for each in found if severity in ("", each["severity"])]
 

@@ -85,6 +85,8 @@ def on_alive(attack: Attack, chunk: int) -> Callable[..., Array]:
 def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
     """One attack made of several: each member only faces the examples that still stand.
 
+    Memory: that of the hungriest member on `chunk` rows, beside some four images a row.
+
     Args:
         members: Attacks by name, in order. A member draws from `fold_in(key, crc32(name))`, so
             changing the order changes nobody's draws.

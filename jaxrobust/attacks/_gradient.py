@@ -89,6 +89,8 @@ def bim(
 ) -> Float[Array, "batch *dims"]:
     """Basic iterative method: PGD from the clean image, in steps that add up to the radius.
 
+    Memory: as `pgd`.
+
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
         x: `(batch, *dims)` images inside `ball.box`.
@@ -142,6 +144,9 @@ def pgd(
 
     Returns the last iterate, as published. With restarts, an example is restarted only while no
     run has succeeded on it, and the run of highest final loss is returned where none does.
+
+    Memory: some five images a row beside what one gradient takes, for any number of steps and
+    restarts.
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`. Randomised models get

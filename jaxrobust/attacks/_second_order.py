@@ -36,6 +36,8 @@ def second_order(
     the box once, at the end; here every iterate stays inside. All its draws of a run are one and
     the same noise: that is `num_samples=1, fresh=False`.
 
+    Memory: as `pgd`; an accelerator takes all samples of a gradient at once, a CPU one by one.
+
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.
         x: `(batch, *dims)` images inside `ball.box`.
