@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-
 Data = Literal["digits", "mnist"]
 """scikit-learn's digits, which come with the library; or MNIST."""
 
@@ -45,5 +44,5 @@ SIZES = {
         "mnist": Sizes("mnist", 0.3, 32, 40, 64, 16, 5, (0,)),
     },
 }
-"""By preset and data. Radii are our choice: those that leave next to nothing of the natural network,
-and no more, so that what seems robust there has its masking to thank."""
+"""By preset and data. Radii are our choice: just large enough to leave next to nothing of the natural
+network, so that what seems robust there has its masking to thank."""

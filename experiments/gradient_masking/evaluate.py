@@ -55,7 +55,8 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
                 continue
             limits = {name: symptom.threshold for name, symptom in SYMPTOMS.items()}
             about = {"name": title, "sizes": place.sizes, "seed": seed, "thresholds": limits}
-            command = f"python -m experiments.gradient_masking --data {place.data} --preset {place.preset}"
+            how = f"--data {place.data} --preset {place.preset}"
+            command = f"python -m experiments.gradient_masking {how}"
             path = place.folder / f"{title.replace(', ', '-').replace(' ', '-')}.json"
             records.keep(path, about, functools.partial(measure, place, name, seed), command)
 

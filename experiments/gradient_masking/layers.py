@@ -23,7 +23,7 @@ KEPT = 0.05
 """Share of units that win in `k_winners`, as few as the sparsest of Xiao et al. 2020."""
 
 SAMPLED = 0.05
-"""Samples a unit that stochastic pruning draws; our choice (Dhillon et al. 2018 draw 1 and more)."""
+"""Samples a unit that stochastic pruning draws; Dhillon et al. 2018 draw 1 and more."""
 
 SMALLEST = 0.25
 """Least size to which `resize_and_pad` shrinks an image, as a share of it."""

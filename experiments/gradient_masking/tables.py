@@ -12,7 +12,6 @@ from experiments import records
 from experiments.gradient_masking import zoo
 from jaxrobust.diagnosis import SYMPTOMS
 
-
 Seeds = list[dict[str, Any]]
 """What was found of one defence, a seed each."""
 
