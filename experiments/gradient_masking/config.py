@@ -44,5 +44,5 @@ SIZES = {
         "mnist": Sizes("mnist", 0.3, 32, 40, 64, 16, 5, (0,)),
     },
 }
-"""By preset and data. Radii are our choice: just large enough to leave next to nothing of the natural
-network, so that what seems robust there has its masking to thank."""
+"""By preset and data. Radii are our choice: just large enough to leave next to nothing of the
+natural network, so that what seems robust there has its masking to thank."""
