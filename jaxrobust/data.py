@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from jaxrobust import checks
+
 DIGITS_TRAIN = 1400
 """The first 1400 of scikit-learn's 1797 digits train, the other 397 (other writers) test."""
 
@@ -31,7 +33,13 @@ class Dataset(NamedTuple):
     num_classes: int
 
 
-def load(name: str = "digits", split: str = "train", *, data_dir: str | None = None) -> Dataset:
+def load(
+    name: str = "digits",
+    split: str = "train",
+    *,
+    size: int | None = None,
+    data_dir: str | None = None,
+) -> Dataset:
     """Load a split.
 
     Decoded TFDS splits are cached under `$JAXROBUST_CACHE` (`~/.cache/jaxrobust` by default).
@@ -41,6 +49,8 @@ def load(name: str = "digits", split: str = "train", *, data_dir: str | None = N
         name: "digits" (8x8, embedded in scikit-learn) or the name of any TFDS image set with
             features "image" and "label", such as "mnist" or "cifar10".
         split: In TFDS syntax: "train", "test", "train[:-5000]", "train[80%:]", "train+test", ...
+        size: Side, in pixels, that the middle square of each TFDS image is resized to (bicubic);
+            needed where a set's images differ in shape, as ImageNet's do.
         data_dir: Where TFDS data sets lie; `$TFDS_DATA_DIR` or TFDS's own default where None.
 
     Raises:
@@ -49,7 +59,11 @@ def load(name: str = "digits", split: str = "train", *, data_dir: str | None = N
     >>> load("digits", "test").x.shape
     (397, 8, 8, 1)
     """
+    if size is not None:
+        checks.check_count(size, "size")
     if name == "digits":
+        if size is not None:
+            raise ValueError(f"size is for TFDS image sets, digits are 8x8; got {size}")
         splits = _digits()
         num_classes = 10
         sizes = {part: len(y) for part, (_, y) in splits.items()}
@@ -60,7 +74,7 @@ def load(name: str = "digits", split: str = "train", *, data_dir: str | None = N
         parts = _parts(split, sizes)
         pieces = []
         for part, rows in parts:
-            x, y = _decoded(name, part, sizes[part], source, identity)
+            x, y = _decoded(name, part, sizes[part], source, identity, size)
             pieces.append((x[rows], y[rows]))
     x = np.concatenate([x for x, _ in pieces]).astype(np.float32) / (
         16 if name == "digits" else 255
@@ -135,16 +149,17 @@ def _tfds(name: str, data_dir: str | None) -> tuple[Any, dict[str, int], int, st
 
 
 def _decoded(
-    name: str, part: str, size: int, source: Any, identity: str
+    name: str, part: str, number: int, source: Any, identity: str, size: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """One split as uint8 arrays, from the cache where it holds them."""
     folder = Path(os.environ.get("JAXROBUST_CACHE", Path.home() / ".cache" / "jaxrobust"))
-    path = folder / f"{identity.replace('/', '-')}-{part}.npz"
+    resized = "" if size is None else f"-{size}"
+    path = folder / f"{identity.replace('/', '-')}{resized}-{part}.npz"
     if path.exists():
         try:
             with path.open("rb") as file, np.load(file) as stored:
                 x, y = stored["x"], stored["y"]
-            if len(x) == len(y) == size:
+            if len(x) == len(y) == number:
                 return x, y
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             pass  # half-written or damaged: decode again
@@ -155,16 +170,31 @@ def _decoded(
             f"TFDS data set {name!r} must be prepared as array_record to be read without "
             f"TensorFlow: {_line(error)}"
         ) from error
-    images = [record["image"] for record in records]
+    images, labels = [], []
+    for record in records:
+        images.append(record["image"] if size is None else _resized(record["image"], size))
+        labels.append(record["label"])
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
-        raise ValueError(f"images of {name!r} must share one shape; got {len(shapes)} shapes")
-    x, y = np.stack(images), np.array([record["label"] for record in records])
+        raise ValueError(
+            f"images of {name!r} differ in shape, so size must say what to make them; "
+            f"got None and {len(shapes)} shapes"
+        )
+    x, y = np.stack(images), np.array(labels)
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}-{path.name}")
     np.savez_compressed(partial, x=x, y=y)
     os.replace(partial, path)
     return x, y
+
+
+def _resized(image: np.ndarray, size: int) -> np.ndarray:
+    """Its middle square, with this side; the channels stay."""
+    from PIL import Image, ImageOps
+
+    channels = image.shape[-1]
+    given = Image.fromarray(image[..., 0] if channels == 1 else image)
+    return np.asarray(ImageOps.fit(given, (size, size))).reshape(size, size, channels)
 
 
 def _line(error: Exception) -> str:

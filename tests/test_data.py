@@ -72,3 +72,27 @@ def test_what_is_not_prepared_says_how(tmp_path):
         jr.data.load("mnist", data_dir=str(tmp_path))
     with pytest.raises(ValueError, match="no TFDS data set 'mnistt'"):
         jr.data.load("mnistt", data_dir=str(tmp_path))
+
+
+def test_images_of_different_shapes_are_resized_to_their_middle_square(tmp_path, monkeypatch):
+    """Two wide colour images: their edges are red, and only their middle is kept."""
+    monkeypatch.setenv("JAXROBUST_CACHE", str(tmp_path))
+    given = [np.zeros((side, 2 * side, 3), np.uint8) for side in (6, 10)]
+    for image in given:
+        side = len(image)
+        image[..., 0] = 255
+        image[:, side // 2 : side // 2 + side] = (0, 51, 102)
+    records = [{"image": image, "label": label} for label, image in enumerate(given)]
+    stub = lambda name, data_dir: (lambda split: records, {"train": 2}, 2, f"stub-{name}")
+    monkeypatch.setattr("jaxrobust.data._tfds", stub)
+    for _ in range(2):  # decoded, then from the cache
+        found = jr.data.load("wide", size=4)
+        assert found.x.shape == (2, 4, 4, 3)
+        middle = np.broadcast_to(np.float32([0, 0.2, 0.4]), (2, 4, 4, 3))
+        np.testing.assert_allclose(found.x, middle, atol=1 / 254)  # a grey level of rounding
+    assert jr.data.load("wide", size=3).x.shape == (2, 3, 3, 3)
+    with pytest.raises(ValueError, match="size must say what to make them"):
+        jr.data.load("wide")
+    for name, size in (("wide", 0), ("digits", 8)):
+        with pytest.raises(ValueError, match=f"size .* got {size}"):
+            jr.data.load(name, size=size)

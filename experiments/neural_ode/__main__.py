@@ -18,8 +18,8 @@ class Args:
 
     stage: Literal["train", "evaluate", "tables"]
     """What to do. "evaluate" fills the tables too, which "tables" does again from the numbers."""
-    data: Literal["mnist", "svhn_cropped", "cifar10"] = "mnist"
-    """TFDS image set."""
+    data: config.Data = "mnist"
+    """Image set."""
     only: tuple[str, ...] = ()
     """Names of networks, as in config.py; all if empty."""
     preset: Literal["cpu", "paper", "smoke"] = "cpu"

@@ -67,7 +67,7 @@ def record(place: Place, data: str, name: str, seed: int) -> None:
 
 def test_images(data: str, number: int) -> tuple[np.ndarray, np.ndarray]:
     """The first ones of the test set, right or wrong, as the paper counts them."""
-    test = jr.data.load(data, "test")
+    test = train.load(data, DATA[data].test)
     return test.x[:number], test.y[:number]
 
 

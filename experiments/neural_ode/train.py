@@ -19,9 +19,7 @@ from experiments import records
 from experiments.neural_ode.config import (
     BATCH,
     DATA,
-    HELD_OUT,
     NETWORKS,
-    PADDING,
     PRESETS,
     RATE,
     STEADY,
@@ -37,8 +35,13 @@ def folder_of(data: str, name: str, preset: str, out: Path, seed: int) -> Path:
 
 def num_images(data: str, preset: str) -> int:
     """Images that networks are trained on."""
-    whole = {"mnist": 60_000, "svhn_cropped": 73_257, "cifar10": 50_000}[data] - HELD_OUT
+    whole = DATA[data].images - DATA[data].held_out
     return min(PRESETS[preset].images or whole, whole)
+
+
+def load(data: str, split: str) -> jr.data.Dataset:
+    """Images of a set of config.py."""
+    return jr.data.load(DATA[data].source, split, size=DATA[data].size)
 
 
 def num_steps(data: str, preset: str) -> tuple[int, int]:
@@ -74,7 +77,7 @@ def randomises(name: str) -> bool:
 @functools.cache
 def resized(data: str) -> Any:
     """What such a network does to it."""
-    return functools.partial(jr.transforms.resize_and_pad, padding=PADDING[data])
+    return functools.partial(jr.transforms.resize_and_pad, padding=DATA[data].padding)
 
 
 def augment(data: str, name: str) -> Any:
@@ -91,8 +94,8 @@ def augment(data: str, name: str) -> Any:
 
 def network(data: str, name: str, preset: str, out: Path, seed: int) -> None:
     """Train a network to its end."""
-    images = jr.data.load(data, f"train[:{num_images(data, preset)}]")
-    held = jr.data.load(data, f"train[-{HELD_OUT}:]")
+    images = load(data, f"train[:{num_images(data, preset)}]")
+    held = load(data, f"train[-{DATA[data].held_out}:]")
     epochs, per_epoch = num_steps(data, preset)
     init_key, fit_key = jax.random.split(
         jax.random.fold_in(jax.random.key(seed), NETWORKS.index(name))
@@ -104,7 +107,8 @@ def network(data: str, name: str, preset: str, out: Path, seed: int) -> None:
 
     def validate(params: PyTree, model_state: PyTree) -> dict[str, float]:
         del model_state
-        logits = [apply({"params": params}, jnp.asarray(x)) for x in np.split(held.x[:1000], 4)]
+        parts = np.array_split(held.x[:1000], 4)
+        logits = [apply({"params": params}, jnp.asarray(x)) for x in parts]
         right = np.concatenate(logits).argmax(-1) == held.y[:1000]
         return {"accuracy": float(np.mean(right))}
 

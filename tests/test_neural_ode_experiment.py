@@ -1,0 +1,41 @@
+"""The experiment on colour images of a stub, from training to the tables."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import jaxrobust as jr
+from experiments.neural_ode import config, evaluate, tables, train
+
+
+@pytest.mark.parametrize("data", ["imgnet10"])
+def test_colour_images_are_trained_measured_and_told(data, tmp_path, monkeypatch):
+    loaded = []
+
+    def load(name, split, size=None):
+        loaded.append((name, split, size))
+        rng = np.random.default_rng(len(loaded))
+        x = rng.uniform(size=(128, 12, 12, 3)).astype(np.float32)
+        return jr.data.Dataset(x, np.arange(128, dtype=np.int32) % 10, 10)
+
+    monkeypatch.setattr(jr.data, "load", load)
+    tiny = dataclasses.replace(config.PRESETS["smoke"], images=128)
+    monkeypatch.setitem(config.PRESETS, "smoke", tiny)
+    place = evaluate.Place(tmp_path / "runs", tmp_path / "results", "smoke")
+    for name in ("cnn", "cnn clean"):
+        train.network(data, name, "smoke", place.out, 0)
+    monkeypatch.setattr(evaluate, "strong", lambda *_: {})
+    for name in ("cnn", "cnn clean", "tisode"):  # the last is not trained
+        evaluate.record(place, data, name, 0)
+    source, size = config.DATA[data].source, config.DATA[data].size
+    assert {one[::2] for one in loaded} == {(source, size)}
+    splits = {split for _, split, _ in loaded}
+    assert splits == {"train[:128]", f"train[-{config.DATA[data].held_out}:]", "validation"}
+    shown = tables.tables(place.folder)
+    row = next(line for line in shown[f"tables 2 to 4 {data}"].splitlines() if "cnn |" in line)
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    assert len(cells) == 6
+    assert all(0 <= float(cell) <= 100 for cell in cells)
+    assert "| paper |  | 92.6 ± 0.6 | 40.9 ± 1.8 |" in shown[f"tables 2 to 4 {data}"]
+    assert shown[f"table 1 {data}"].count("\n| cnn |") == 1
