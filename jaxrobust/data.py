@@ -190,11 +190,14 @@ def _decoded(
 
 def _resized(image: np.ndarray, size: int) -> np.ndarray:
     """Its middle square, with this side; the channels stay."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    channels = image.shape[-1]
-    given = Image.fromarray(image[..., 0] if channels == 1 else image)
-    return np.asarray(ImageOps.fit(given, (size, size))).reshape(size, size, channels)
+    height, width, channels = image.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    middle = image[top : top + side, left : left + side]
+    resized = Image.fromarray(middle[..., 0] if channels == 1 else middle).resize((size, size))
+    return np.asarray(resized).reshape(size, size, channels)
 
 
 def _line(error: Exception) -> str:
