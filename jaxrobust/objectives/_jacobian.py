@@ -22,9 +22,10 @@ def jacobian(
     (eq. 8 of the paper omits C, the released code has it). Several projections of an example are
     orthonormal and are averaged, so that C of them are exact (in the code they are independent).
 
-    A product costs a forward pass, a backward pass to the image, and the derivative of both in the
-    parameters: 1.2 to 1.4 natural steps (`madry_cnn`, CPU). None, the exact norm, takes C of them,
-    one after another; memory is that of one. The model runs in training mode; batch statistics
+    A product costs a forward and a backward pass to the image, and a forward pass of derivatives
+    with its own backward pass, for which the model must be fit for `jax.jvp`: about a natural step
+    (`madry_cnn`, CPU). None, the exact norm, takes C of them, one after another; memory is that of
+    one. The model runs in training mode; batch statistics
     couple the rows, and the products are those of the sum over the batch. Its state is left to the
     other members.
 
