@@ -11,6 +11,7 @@ import pytest
 import jaxrobust as jr
 from experiments import records
 from experiments.adversarial_training import (
+    choose,
     config,
     evaluate,
     figures,
@@ -26,6 +27,9 @@ ONE_STEP = {
     "cifar10": ("r-mc-ls",),
 }
 """A recipe of each kind; the others are made of the same parts, with other numbers."""
+
+FOUR = config.Sizes(4, 4, 4, 4, 4, 4, True, 4, 4, 4, 4)
+"""Of everything."""
 
 CASES = [(data, name) for data, names in ONE_STEP.items() for name in names]
 
@@ -54,7 +58,7 @@ def test_every_recipe_has_a_network_and_a_schedule(data):
     for preset in config.SIZES:
         for name, recipe in config.RECIPES[data].items():
             setting = config.setting(name, data, preset)
-            steps = train.num_steps(name, data, preset)
+            steps = train.num_steps(recipe, setting, data)
             assert steps >= setting.num_epochs >= 1
             train.optimizer(setting, steps)
             networks.add((setting.model, recipe.widths))
@@ -110,7 +114,7 @@ def test_networks_are_trained_measured_and_told(tmp_path, monkeypatch):
     monkeypatch.setitem(config.IMAGES, "mnist", len(x))
     few = functools.partial(jr.attacks.pgd, num_steps=2)
     monkeypatch.setattr(jr.attacks, "autoattack_members", lambda *_: {"pgd": few})
-    monkeypatch.setattr(config, "SIZES", config.SIZES | {"cpu": config.Sizes(*[4] * 8)})
+    monkeypatch.setattr(config, "SIZES", config.SIZES | {"cpu": FOUR})
     monkeypatch.setitem(config.RADII, "mnist", (0.1, 0.3))
     monkeypatch.setitem(config.ENSEMBLES, "mnist", {"ensemble": ("natural", "pgd-40")})
     setting = dataclasses.replace(config.CPU["mnist"], num_epochs=1, batch_size=16)
@@ -130,7 +134,7 @@ def test_networks_are_trained_measured_and_told(tmp_path, monkeypatch):
     monkeypatch.setitem(evaluate.MARGIN_STEPS, "mnist", 2)
     full = evaluate.attacks_of
     monkeypatch.setattr(
-        evaluate, "attacks_of", lambda data, kind: dict.fromkeys(full(data, kind), few)
+        evaluate, "attacks_of", lambda data, kind, *_: dict.fromkeys(full(data, kind), few)
     )
     place = evaluate.Place(tmp_path / "runs", tmp_path / "results", "cpu", "mnist", "test", 0)
     evaluate.record(place)  # nothing is trained: only costs
@@ -142,6 +146,7 @@ def test_networks_are_trained_measured_and_told(tmp_path, monkeypatch):
     assert found.keys() == {
         "speed", *(f"history {name}" for name in names), "table natural", "table ensemble",
         "margins natural", "margins ensemble", "capacity madry x1", "starts pgd-40",
+        "whole natural", "whole ensemble",
         "combined natural", "restarts natural", "restarts ensemble", "autoattack natural",
         "autoattack ensemble",
     }  # fmt: skip
@@ -154,16 +159,33 @@ def test_networks_are_trained_measured_and_told(tmp_path, monkeypatch):
     assert {"CE x5 at 0.1", "CW from pgd-40 at 0.3"} <= found["combined natural"]["accuracy"].keys()
     assert found["history pgd-40"]["validation"][-1]["step"] == 2
     assert 0 <= found["margins natural"]["mean"] <= 1
+    bits = tables.right(found, "natural")
+    assert bits is not None
+    assert bits.mean() == found["whole natural"]["accuracy"]
+    assert bits.shape == (4,)
     kept = (place.folder / "table-natural.json").read_text()
     evaluate.record(place)
     assert (place.folder / "table-natural.json").read_text() == kept
     monkeypatch.setitem(config.RADII, "mnist", (0.2, 0.3))  # another setting, another number
     evaluate.record(place, ("table natural",))
     assert (place.folder / "table-natural.json").read_text() != kept
+    for wrong in ("pgd-400", "table pgd-400"):
+        with pytest.raises(ValueError, match=f"--only must name .* got {wrong}"):
+            evaluate.record(place, (wrong,))
+    one = {"rate": config.Choice("natural", (2e-3,), 0.1)}
+    monkeypatch.setattr(choose, "CHOICES", one)
+    monkeypatch.setattr(config, "CHOICES", one)
+    choose.record(dataclasses.replace(place, split="held-out"))
     figures.draw(place.folder)
     assert {path.name for path in place.folder.glob("*.svg")} == {
         "accuracy-time.svg", "training-loss.svg", "starts.svg", "capacity.svg", "radii.svg",
     }  # fmt: skip
     shown = tables.tables(place.folder.parent)
-    assert f"| natural | {100 * right.mean():.1f} |" in shown["methods mnist"]
+    assert f" | {100 * right.mean():.1f} |" in shown["methods mnist"]
+    assert "| rate | 0.002 | " in shown["choices"]
+    setting = dataclasses.replace(setting, rate=1.0)
+    monkeypatch.setitem(config.CPU, "mnist", setting)
+    for use in (place.network, lambda name: train.network(name, "mnist", "cpu", place.out)):
+        with pytest.raises(ValueError, match=r"of other settings: .* differs in rate"):
+            use("natural")
     assert shown["methods cifar10"].count("\n") == 2 + len(config.CIFAR10)

@@ -148,6 +148,23 @@ def test_every_number_may_follow_a_schedule(method, params, batch):
         np.testing.assert_allclose(out.metrics[name], value, rtol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["free", "mma", "trades", "yopo"])
+def test_a_sum_is_that_of_its_members_and_keeps_their_states(method, params, batch):
+    make, numbers = METHODS[method]
+    members = [make(**numbers), objectives.jacobian(forward, weight=0.5, num_projections=None)]
+    both = objectives.add(*members)
+    state = both.init(params, KEY)
+    out, grads = both.value_and_grad(params, {}, state, batch, key=KEY)
+    alone = [
+        one.value_and_grad(params, {}, state[i], batch, key=jax.random.fold_in(KEY, i))
+        for i, one in enumerate(members)
+    ]
+    close(out.loss, sum(one.loss for one, _ in alone), rtol=1e-5)
+    close(grads, jax.tree.map(jnp.add, *(slope for _, slope in alone)), rtol=1e-4, atol=1e-6)
+    close(out.state, tuple(one.state for one, _ in alone), rtol=1e-6)
+    assert {"jacobian", *alone[0][0].metrics} == set(out.metrics)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_training_that_stopped_goes_on_to_the_same_bits(method, params, data, tmp_path):
     make, numbers = METHODS[method]

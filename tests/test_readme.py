@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import jaxrobust as jr
 from jaxrobust.layers import Dense, Flatten, Relu
@@ -61,6 +62,28 @@ def test_the_example_of_detectors_runs():
     assert names["report"].findings == []
     assert names["found"].false_positive_rate is not None
     assert set(names["found"].detection_rate) == {"pgd", "densest", "C&W-wb"}
+
+
+def test_the_example_of_training_methods_runs():
+    section = README.read_text().split("\n#### Methods of training\n")[1].split("\n#### ")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    for long, short in (
+        ("conv_small()", "conv_small((2, 3, 4))"), ("num_epochs=10, batch_size=128", "**FEW"),
+        ("num_steps=10", "num_steps=2"),
+    ):  # fmt: skip
+        assert long in block
+        block = block.replace(long, short)
+    x = np.random.default_rng(0).uniform(size=(8, 8, 8, 1)).astype(np.float32)
+    y = np.arange(8) % 10
+    names = {
+        "functools": functools, "jax": jax, "jnp": jnp, "jr": jr, "optax": optax,
+        "ball": jr.Ball("linf", 0.3), "key": jax.random.key(0), "x": x, "y": y, "x_val": x,
+        "y_val": y, "FEW": {"num_epochs": 1, "batch_size": 4},
+    }  # fmt: skip
+    exec(block, names)
+    assert 0 <= float(names["fitted"].best.value) <= 1
+    for method in names["methods"].values():
+        assert isinstance(method, jr.Objective)
 
 
 def test_the_example_of_flows_runs():

@@ -23,7 +23,7 @@ from jaxrobust.identity import digest
 
 BATCH = 100
 MARGIN_RADII = {"mnist": (0.05, 0.1, 0.2, 0.3, 0.4), "cifar10": tuple(k / 255 for k in (2, 8, 20))}
-"""From each of which AN-PGD seeks an image's margin; the smallest found is kept."""
+"""From each of which AN-PGD seeks an image's margin."""
 MARGIN_STEPS = {"mnist": 40, "cifar10": 10}
 STEP = {"mnist": 0.01, "cifar10": 2 / 255}
 """Of the attacks of the table."""
@@ -86,7 +86,14 @@ class Place:
 
     def network(self, name: str) -> Partial | None:
         """A network as a function that returns logits."""
-        return train.trained(name, self.data, self.preset, self.out)
+        return train.trained(name, self.data, self.preset, self.out, self.seed)
+
+    def training(self, name: str) -> dict[str, Any]:
+        """How a network was trained, or each member of an ensemble: settings and commit."""
+        if name in config.ENSEMBLES[self.data]:
+            return {one: self.training(one) for one in config.ENSEMBLES[self.data][name]}
+        folder = train.folder_of(name, self.data, self.preset, self.out)
+        return jr.files.read_json(folder / "training.json")
 
     def subject(self, name: str) -> Partial:
         """The same, of one whose training is over."""
@@ -101,6 +108,7 @@ def measurements(data: str) -> dict[str, tuple[Callable[[Place, str], Any], str]
         "history": (history, tuple(RECIPES[data])),
         "table": (table, TABLE[data]),
         "margins": (margins, TABLE[data]),
+        "whole": (whole, TABLE[data]),
         "capacity": (capacity, CAPACITY if data == "mnist" else ()),
         "starts": (starts, STARTS if data == "mnist" else ()),
         "combined": (combined, COMBINED[data]),
@@ -112,25 +120,48 @@ def measurements(data: str) -> dict[str, tuple[Callable[[Place, str], Any], str]
     }
 
 
-def record(place: Place, only: tuple[str, ...] = ()) -> None:
-    """Make the measurements named, or all: first what trainings cost, and then of each network."""
-    command = (
-        f"python -m experiments.adversarial_training --stage evaluate --data {place.data} "
+def command(place: Place, stage: str) -> str:
+    """What makes the numbers of a stage."""
+    return (
+        f"python -m experiments.adversarial_training --stage {stage} --data {place.data} "
         f"--split {place.split} --preset {place.preset}"
     )
+
+
+def record(place: Place, only: tuple[str, ...] = ()) -> None:
+    """Make the measurements named, or all: first what trainings cost, and then of each network.
+
+    Args:
+        place: What is measured.
+        only: Whole names ("speed", "table madry 0.3"), kinds ("margins") or networks.
+
+    Raises:
+        ValueError: For a name that is none of these.
+    """
+    of = measurements(place.data)
+    kinds = {title.removesuffix(f" {name}") for title, (_, name) in of.items()}
+    known = {"speed", *of, *kinds, *(name for _, name in of.values())}
+    if unknown := set(only) - known:
+        raise ValueError(
+            f"--only must name measurements, kinds of them ({', '.join(sorted(kinds))}) or "
+            f"networks; got {', '.join(sorted(unknown))}"
+        )
     if not only or "speed" in only:
         about = {
             "name": "speed", "data": place.data, "preset": place.preset, "sizes": place.sizes,
-            "settings": {name: _training(place, name) for name in RECIPES[place.data]},
+            "settings": {
+                name: (RECIPES[place.data][name], config.setting(name, place.data, place.preset))
+                for name in RECIPES[place.data]
+            },
         }  # fmt: skip
         make = functools.partial(speed.costs, place.data, place.preset)
-        records.keep(place.folder / "speed.json", about, make, command)
-    for title, (measure, name) in measurements(place.data).items():
-        if only and not any(part in title for part in only):
+        records.keep(place.folder / "speed.json", about, make, command(place, "evaluate"))
+    for title, (measure, name) in of.items():
+        if only and not {title, name, title.removesuffix(f" {name}")} & set(only):
             continue
         networks = {name: place.network(name)}
         if measure is combined:
-            networks |= {one: place.network(one) for one in SOURCES[place.data]}
+            networks |= {one: place.network(one) for one in sources(place)}
         missing = [one for one, found in networks.items() if found is None]
         if missing:
             print(f"{title}: {', '.join(missing)} is not trained", flush=True)
@@ -138,28 +169,27 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
         about = {
             "name": title, "data": place.data, "split": place.split, "seed": place.seed,
             "weights": {one: digest(found) for one, found in networks.items()},
-            "sizes": place.sizes, "settings": _settings(place, measure, name),
+            "training": {one: place.training(one) for one in networks},
+            "sizes": place.sizes, "settings": _settings(place, measure),
         }  # fmt: skip
         slug = re.sub(r"[^a-z0-9.*+]+", "-", title.lower()).replace("*", "-star")
         make = functools.partial(measure, place, name)
-        records.keep(place.folder / f"{slug}.json", about, make, command)
+        records.keep(place.folder / f"{slug}.json", about, make, command(place, "evaluate"))
 
 
-def _training(place: Place, name: str) -> dict[str, Any]:
-    """How a network is trained."""
-    chosen = config.setting(name, place.data, place.preset)
-    return dataclasses.asdict(RECIPES[place.data][name]) | dataclasses.asdict(chosen)
-
-
-def _settings(place: Place, measure: Callable[..., Any], name: str) -> dict[str, Any]:
-    """What a measurement depends on besides weights, sizes and seed."""
+def _settings(place: Place, measure: Callable[..., Any]) -> dict[str, Any]:
+    """What a measurement depends on besides weights, their training, sizes and seed."""
     radii = config.RADII[place.data]
     found: dict[str, Any] = {
-        history: _training(place, name) if measure is history else {},
+        history: {},
+        whole: {"eps": config.EPS[place.data], "attacks": attacks_of(place.data, "whole")},
         table: {"radii": _table_radii(place), "attacks": attacks_of(place.data, "table")},
         restarts: {"radii": _table_radii(place), "attacks": attacks_of(place.data, "restarts")},
         autoattack: {"eps": config.EPS[place.data]},
-        combined: {"radii": radii, "attacks": attacks_of(place.data, "combined")},
+        combined: {
+            "radii": radii,
+            "attacks": attacks_of(place.data, "combined", place.sizes.combined_steps),
+        },
         capacity: {"eps": config.EPS[place.data], "attacks": attacks_of(place.data, "table")},
         margins: {"radii": MARGIN_RADII[place.data], "num_steps": MARGIN_STEPS[place.data]},
         starts: {"eps": config.EPS[place.data], "step_size": STEP[place.data]},
@@ -173,10 +203,12 @@ def _settings(place: Place, measure: Callable[..., Any], name: str) -> dict[str,
 def history(place: Place, name: str) -> dict[str, Any]:
     """Training metrics every 50 steps, and held-out accuracies after each epoch."""
     folder = train.folder_of(name, place.data, place.preset, place.out)
+    recipe, setting = RECIPES[place.data][name], config.setting(name, place.data, place.preset)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
-        "epochs": config.setting(name, place.data, place.preset).num_epochs,
-        "steps": train.num_steps(name, place.data, place.preset),
+        "epochs": setting.num_epochs,
+        "steps": lines[-1]["step"],
+        "rises": setting.rises if recipe.rises is None else recipe.rises,
         "training": [line for line in lines if "validation" not in line],
         "validation": [
             {"step": line["step"], **line["validation"]} for line in lines if "validation" in line
@@ -185,8 +217,11 @@ def history(place: Place, name: str) -> dict[str, Any]:
 
 
 @functools.cache  # the same functions for all networks, so that they share compiled programs
-def attacks_of(data: str, kind: str) -> dict[str, Any]:
-    """The attacks of a measurement; "CW" climbs the logit margin at confidence 50 (Madry's CW+)."""
+def attacks_of(data: str, kind: str, num_steps: int = 40) -> dict[str, Any]:
+    """The attacks of a measurement; "CW" climbs the logit margin at confidence 50 (Madry's CW+).
+
+    `num_steps` is that of the combined attacks.
+    """
     step = STEP[data]
     margin = jr.losses.confident(jr.losses.f6, 50.0)
     pgd = functools.partial(jr.attacks.pgd, step_size=step)
@@ -199,6 +234,10 @@ def attacks_of(data: str, kind: str) -> dict[str, Any]:
                 "PGD-40": functools.partial(pgd, num_steps=40),
                 "CW-40": functools.partial(pgd, num_steps=40, loss=margin),
             }
+        case "mnist", "whole":
+            return {"PGD-40": functools.partial(pgd, num_steps=40)}
+        case "cifar10", "whole":
+            return {"PGD-20": functools.partial(pgd, num_steps=20)}
         case "mnist", "restarts":
             return {"PGD-100 x5": functools.partial(pgd, num_steps=100, num_restarts=5)}
         case "cifar10", "table":
@@ -214,13 +253,19 @@ def attacks_of(data: str, kind: str) -> dict[str, Any]:
                 **{f"CW-{k}": functools.partial(pgd, num_steps=k, loss=margin) for k in (100, 200)},
             }
         case _:  # combined: against the network itself, and one run against each source
-            own = functools.partial(relative, num_steps=40, num_restarts=5)
+            one = functools.partial(relative, num_steps=num_steps)
+            own = functools.partial(one, num_restarts=5)
             return {
                 "CE x5": own,
                 "CW x5": functools.partial(own, loss=jr.losses.margin),  # ends at a success
-                "CE": functools.partial(relative, num_steps=40),
-                "CW": functools.partial(relative, num_steps=40, loss=margin),
+                "CE": one,
+                "CW": functools.partial(one, loss=margin),
             }
+
+
+def sources(place: Place) -> tuple[str, ...]:
+    """Networks whose images are transferred to all others in MMA's table."""
+    return SOURCES[place.data] if place.sizes.few_sources else COMBINED[place.data]
 
 
 def table(place: Place, name: str, kind: str = "table") -> dict[str, Any]:
@@ -235,6 +280,26 @@ def table(place: Place, name: str, kind: str = "table") -> dict[str, Any]:
 
 def _table_radii(place: Place) -> tuple[float, ...]:
     return config.RADII["mnist"] if place.data == "mnist" else (config.EPS["cifar10"],)
+
+
+def whole(place: Place, name: str) -> dict[str, Any]:
+    """Accuracy of many images under one attack, for comparisons of networks in pairs of images.
+
+    `right` is a bit for each image, packed, in hexadecimal digits.
+    """
+    (attack,) = attacks_of(place.data, "whole").values()
+    x, y = (part[: place.sizes.whole] for part in place.images)
+    subject, ball = place.subject(name), jr.Ball("linf", config.EPS[place.data])
+    x_adv = _batched(place, subject, attack, x, y, ball=ball)
+    right = np.concatenate([
+        np.argmax(subject(x_adv[at : at + BATCH]), -1) == y[at : at + BATCH]
+        for at in range(0, len(y), BATCH)
+    ])  # fmt: skip
+    return {
+        "accuracy": float(right.mean()),
+        "num_images": len(y),
+        "right": np.packbits(right).tobytes().hex(),
+    }
 
 
 def restarts(place: Place, name: str) -> dict[str, Any]:
@@ -252,13 +317,12 @@ def autoattack(place: Place, name: str) -> dict[str, Any]:
 def combined(place: Place, name: str) -> dict[str, Any]:
     """Accuracy at rising radii, the worst case of white-box and transferred attacks.
 
-    Each is PGD on the cross-entropy and on the margin, 5 restarts of 40 steps of 2.5 eps / 40
-    against the network itself, and one each against the sources. (Published: 5 restarts each of
-    100 steps.)
+    Each is PGD on the cross-entropy and on the margin, 5 restarts against the network itself, and
+    one each against the sources; n steps of 2.5 eps / n. (Published: 5 restarts of 100 steps each.)
     """
-    of = attacks_of(place.data, "combined")
+    of = attacks_of(place.data, "combined", place.sizes.combined_steps)
     attacks = {kind: of[kind] for kind in ("CE x5", "CW x5")}
-    for source in SOURCES[place.data]:
+    for source in sources(place):
         if source != name:
             attacks |= {
                 f"{kind} from {source}": jr.attacks.transfer(place.subject(source), of[kind])
@@ -293,24 +357,30 @@ def capacity(place: Place, name: str) -> dict[str, Any]:
 
 
 def margins(place: Place, name: str) -> dict[str, Any]:
-    """Distances at which AN-PGD finds another class: 0 where the network is wrong anyway.
+    """Least distances at which another class is found: 0 where the network is wrong anyway.
 
-    The smallest over the starting radii; the distance to the farthest corner where it finds none.
+    By AN-PGD from several radii, which is how MMA trains, and by FMN, which is not; the distance to
+    the farthest corner where neither finds one.
     """
     subject = place.subject(name)
     x, y = (part[: place.sizes.margins] for part in place.images)
     wrong = np.asarray(np.argmax(subject(x), -1) != y)
-    least = np.max(np.maximum(x, 1 - x).reshape(len(x), -1), axis=1)
-    steps = MARGIN_STEPS[place.data]
-    for radius in MARGIN_RADII[place.data]:
-        attack = functools.partial(jr.attacks.adaptive_norm_pgd, radius=radius, num_steps=steps)
+    farthest = np.max(np.maximum(x, 1 - x).reshape(len(x), -1), axis=1)
+    least, steps = farthest, MARGIN_STEPS[place.data]
+    attacks = [
+        functools.partial(jr.attacks.adaptive_norm_pgd, radius=radius, num_steps=steps)
+        for radius in MARGIN_RADII[place.data]
+    ]
+    for attack in (*attacks, functools.partial(jr.attacks.fmn, norm="linf")):
         x_adv = _batched(place, subject, attack, x, y)
         distance = np.max(np.abs(x_adv - x).reshape(len(x), -1), axis=1)
         least = np.where(distance > 0, np.minimum(least, distance), least)
     least = np.where(wrong, 0.0, least)
+    error = least.std(ddof=1) / np.sqrt(len(least)) if len(least) > 1 else 0.0
     return {
         "mean": float(least.mean()),
-        "mean of right": float(least[~wrong].mean()) if not wrong.all() else 0.0,
+        "standard error": float(error),
+        "not found": float(np.mean(least == farthest)),
         "quantiles": np.quantile(least, np.linspace(0, 1, 21)).round(5).tolist(),
     }
 

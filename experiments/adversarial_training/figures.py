@@ -54,7 +54,10 @@ def _against_time(path: Path, found: dict[str, Any]) -> None:
 
 
 def _training_loss(path: Path, found: dict[str, Any]) -> None:
-    """Madry's Figure 5: loss of the training batches' adversarial images."""
+    """Madry's Figure 5: loss of the training batches' adversarial images.
+
+    Up to the dotted line the radius still rises, and losses with it.
+    """
     figure, axes = plots.panels(1)
     top = 0.0
     for name in ("pgd-10", "pgd-40", "fgsm"):
@@ -65,6 +68,8 @@ def _training_loss(path: Path, found: dict[str, Any]) -> None:
             )
             axes[0].plot(steps, losses, label=name)
             top = max(top, *losses)
+            risen = history["rises"] * history["steps"]
+            axes[0].axvline(risen, color="0.6", linestyle=":", linewidth=0.8)
     plots.finish(axes[0], "training", "step", "adversarial cross-entropy")
     axes[0].set_ylim(0, 1.05 * top)
     plots.save(figure, axes, path)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from experiments.adversarial_training import config, train
-from experiments.adversarial_training.config import IMAGES, RECIPES, SHAPES
+from experiments.adversarial_training.config import RECIPES, SHAPES
 from jaxrobust.types import Batch
 
 
@@ -33,8 +33,7 @@ def costs(data: str, preset: str) -> dict[str, Any]:
     found = {}
     for name, seconds in times.items():
         setting, recipe = config.setting(name, data, preset), RECIPES[data][name]
-        images = setting.images or IMAGES[data]
-        per_epoch = images // setting.batch_size * train.repeats(recipe)
+        per_epoch = train.num_steps(recipe, setting, data) // setting.num_epochs
         found[name] = {
             "step": min(seconds),
             "median step": float(np.median(seconds)),
@@ -50,7 +49,7 @@ def _prepared(name: str, data: str, preset: str) -> tuple[Any, PyTree, Batch]:
     num, key = setting.batch_size, jax.random.key(0)
     shape = (num, *SHAPES[data])
     model, params, model_state = train.start(setting.model, recipe.widths, key, shape[1:])
-    steps = train.num_steps(name, data, preset)
+    steps = train.num_steps(recipe, setting, data)
     objective = train.objective(recipe, setting, model, steps, shape)
     optimizer = train.optimizer(setting, steps)
     state = (params, model_state, optimizer.init(params), objective.init(params, key))

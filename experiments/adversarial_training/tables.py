@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments import records
 from experiments.adversarial_training import config, published
 from experiments.adversarial_training.evaluate import COMBINED, METHODS
@@ -28,7 +30,9 @@ def tables(folder: Path) -> dict[str, str]:
         for data in ("mnist", "cifar10")
     }
     mnist, cifar10 = found["mnist"], found["cifar10"]
+    held_out = records.read(folder.parent / "held-out" / "mnist")
     return {
+        "choices": _choices(held_out),
         "methods mnist": _methods(mnist, "mnist"),
         "methods cifar10": _methods(cifar10, "cifar10"),
         "targets mnist": _targets(mnist),
@@ -51,6 +55,40 @@ def accuracy(found: Found, name: str, attack: str, kind: str = "table") -> Any:
     return found.get(f"{kind} {name}", {}).get("accuracy", {}).get(attack)
 
 
+def _choices(found: Found) -> str:
+    """What each value left of held-out images; that of the cpu preset is bold."""
+    rows, taken = [], config.CPU["mnist"]
+    for what, choice in config.CHOICES.items():
+        own = config.MNIST[choice.recipe].weight
+        chosen = taken.rate if what == "rate" else taken.weights.get(what, own)
+        for one in found.get(f"choice {what}", {}).get("found", []):
+            value = f"{one['value']:g}"
+            rows.append([
+                what, f"**{value}**" if one["value"] == chosen else value,
+                percent(one["clean"]), f"{choice.eps:g}", percent(one["PGD-20"]),
+            ])  # fmt: skip
+    return records.table(["", "value", "clean, %", "eps", "PGD-20"], rows)
+
+
+def right(found: Found, name: str) -> np.ndarray | None:
+    """Which images of `whole` stay right."""
+    of = found.get(f"whole {name}")
+    if of is None:
+        return None
+    bits = np.frombuffer(bytes.fromhex(of["right"]), np.uint8)
+    return np.unpackbits(bits, count=of["num_images"]).astype(float)
+
+
+def _marked(found: Found, name: str) -> str:
+    """The name, with a mark where an attack's report warns of its own numbers."""
+    findings = [
+        finding
+        for kind in ("table", "restarts", "autoattack")
+        for finding in found.get(f"{kind} {name}", {}).get("findings", [])
+    ]
+    return f"{name} (!)" if any(one["severity"] == "warning" for one in findings) else name
+
+
 def _methods(found: Found, data: str) -> str:
     """All methods under the same attacks, and what they cost."""
     costs, radii = found.get("speed", {}), RADII[data]
@@ -59,7 +97,7 @@ def _methods(found: Found, data: str) -> str:
     for name in TABLE[data]:
         of, cost = found.get(f"table {name}", {}), costs.get(name, {})
         rows.append([
-            name,
+            _marked(found, name),
             percent(of.get("clean")),
             ", ".join(percent(accuracy(found, name, f"PGD-20 at {r:.4g}")) for r in radii)
             if of else "",
@@ -72,34 +110,40 @@ def _methods(found: Found, data: str) -> str:
             f"{cost['gradients']}" if cost else "",
         ])  # fmt: skip
     head = ["", "clean, %", f"PGD-20 at {', '.join(f'{r:.3g}' for r in radii)}", long, margin,
-            strong, "AutoAttack (95 %)", "published", "seconds an epoch",
+            strong, "AutoAttack (95 %; PGD)", "published", "seconds an epoch",
             "gradients an image"]  # fmt: skip
     return records.table(head, rows)
 
 
 def _autoattack(found: Found, data: str, name: str) -> str:
-    """Accuracy under AutoAttack, with the ends of its interval."""
-    of = found.get(f"autoattack {name}", {})
+    """Accuracy under AutoAttack, the ends of its interval, and the same images under PGD."""
+    of, under_pgd = found.get(f"autoattack {name}", {}), right(found, name)
     left = of.get("worst case", {}).get(f"{config.EPS[data]:.4g}")
-    return "" if left is None else f"{percent(left)} ({records.ends(left, of['num_images'], 0)})"
+    if left is None:
+        return ""
+    pgd = "" if under_pgd is None else f"; {percent(under_pgd[: of['num_images']].mean())}"
+    return f"{percent(left)} ({records.ends(left, of['num_images'], 0)}{pgd})"
 
 
 def _targets(found: Found) -> str:
-    """What the project set itself, and what came out."""
-    costs, at = found.get("speed", {}), "PGD-40 at 0.3"
-    under = {name: accuracy(found, name, at) for name in config.MNIST}
+    """What the project set itself, and what came out; with 95 % intervals."""
+    costs = found.get("speed", {})
+    under = {name: right(found, name) for name in ("pgd-40", "yopo-5-10", "pgd-5", "trades")}
 
     def behind(name: str) -> str:
-        if under[name] is None or under["pgd-40"] is None:
+        best, other = under["pgd-40"], under[name]
+        if best is None or other is None:
             return ""
-        return f"{100 * (under['pgd-40'] - under[name]):.1f} points"
+        lost = 100 * (best - other)  # image by image
+        return f"{lost.mean():.1f} ± {196 * (best - other).std() / len(lost) ** 0.5:.1f} points"
 
     def least(name: str) -> str:
-        return "" if under[name] is None else f"{percent(under[name])} %"
+        of = under[name]
+        return "" if of is None else f"{percent(of.mean())} % ({records.ends(of.mean(), len(of))})"
 
     def margin(name: str) -> str:
         of = found.get(f"margins {name}")
-        return "?" if of is None else f"{of['mean']:.3f}"
+        return "?" if of is None else f"{of['mean']:.3f} ± {1.96 * of['standard error']:.3f}"
 
     share = ""
     if {"yopo-5-10", "pgd-40"} <= costs.keys():
@@ -133,7 +177,7 @@ def _yopo(
             published.AUTOATTACK.get((data, name), ""),
             f"{cost['epoch']:.1f}" if cost else "", f"{cost['gradients']}" if cost else "",
         ])  # fmt: skip
-    head = ["", "clean, % (paper)", f"{pgd} (paper)", "CW (paper)", "AutoAttack (95 %)",
+    head = ["", "clean, % (paper)", f"{pgd} (paper)", "CW (paper)", "AutoAttack (95 %; PGD)",
             "published", "seconds an epoch", "gradients an image"]  # fmt: skip
     return records.table(head, rows)
 

@@ -62,9 +62,33 @@ def folder_of(name: str, data: str, preset: str, out: Path) -> Path:
     return out / preset / data / name.replace(" ", "-").replace("*", "-star")
 
 
-def num_steps(name: str, data: str, preset: str) -> int:
-    """Steps of a network's whole training."""
-    setting, recipe = config.setting(name, data, preset), RECIPES[data][name]
+def same(folder: Path, recipe: Recipe, setting: Setting, seed: int) -> dict[str, Any]:
+    """What a folder says of its training: all settings, and the commit at which it began.
+
+    Written where there is nothing yet.
+
+    Raises:
+        ValueError: Where it is of other settings.
+    """
+    path = folder / "training.json"
+    wanted = records.plain(
+        dataclasses.asdict(recipe) | dataclasses.asdict(setting) | {"seed": seed}
+    )
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        jr.files.write_json(path, {"settings": wanted, "commit": records.commit()})
+    found = jr.files.read_json(path)
+    other = {k for k, value in wanted.items() if found["settings"].get(k) != value}
+    if other:
+        raise ValueError(
+            f"--out must not hold a training of other settings: {folder} differs in "
+            f"{', '.join(sorted(other))}; delete it, or choose another --out"
+        )
+    return found
+
+
+def num_steps(recipe: Recipe, setting: Setting, data: str) -> int:
+    """Steps of a whole training."""
     images = setting.images or config.IMAGES[data]
     return setting.num_epochs * repeats(recipe) * (images // setting.batch_size)
 
@@ -76,13 +100,21 @@ def repeats(recipe: Recipe) -> int:
 
 def network(name: str, data: str, preset: str, out: Path, seed: int = 0) -> None:
     """Train a network of `RECIPES`, or finish it."""
-    setting, recipe = config.setting(name, data, preset), RECIPES[data][name]
+    recipe, setting = RECIPES[data][name], config.setting(name, data, preset)
+    run(recipe, setting, data, preset, folder_of(name, data, preset, out), seed)
+
+
+def run(
+    recipe: Recipe, setting: Setting, data: str, preset: str, folder: Path, seed: int
+) -> Partial:
+    """Train a network, or finish it; returns it as a function that returns logits."""
+    same(folder, recipe, setting, seed)
     images = jr.data.load(data, f"train[:-{HELD_OUT}]")
     x, y = images.x[: setting.images], images.y[: setting.images]
     # the same for all networks: methods are compared from one start, on batches in one order
     init_key, fit_key, attack_key = jax.random.split(jax.random.key(seed), 3)
     model, params, state = start(setting.model, recipe.widths, init_key, x.shape[1:])
-    steps = num_steps(name, data, preset)
+    steps = num_steps(recipe, setting, data)
     jr.train.fit(
         objective(recipe, setting, model, steps, x.shape),
         params,
@@ -95,10 +127,13 @@ def network(name: str, data: str, preset: str, out: Path, seed: int = 0) -> None
         augment=jr.transforms.crop_and_flip if setting.augment else None,
         model_state=state,
         validate=validation(setting, recipe, data, preset, attack_key),
-        directory=folder_of(name, data, preset, out),
+        directory=folder,
         resume=True,
         progress=True,
     )
+    done = records.restored(apply(setting.model, recipe.widths), folder, steps)
+    assert done is not None
+    return done
 
 
 def validation(
@@ -139,7 +174,6 @@ def objective(
     recipe: Recipe, setting: Setting, model: Model, steps: int, shape: tuple[int, ...]
 ) -> jr.Objective:
     """The training method of a recipe, for so many steps on images of this shape in all."""
-    recipe = dataclasses.replace(recipe, beta=setting.beta or recipe.beta)
     batch = (setting.batch_size, *shape[1:])
     rises = setting.rises if recipe.rises is None else recipe.rises
     if recipe.method == "mma":
@@ -207,14 +241,14 @@ def labels(recipe: Recipe) -> Any:
 
 def regulariser(recipe: Recipe, setting: Setting, forward: Any) -> jr.Objective:
     """What is added at the clean images."""
+    weight = setting.weights.get(recipe.regulariser, recipe.weight)
     match recipe.regulariser:
         case "jacobian":
-            return jr.objectives.jacobian(forward, weight=recipe.weight)
+            return jr.objectives.jacobian(forward, weight=weight)
         case "input gradient":
-            weight = setting.gradient_weight or recipe.weight
             return jr.objectives.input_gradient(forward, weight=weight)
         case _:
-            return jr.objectives.cross_lipschitz(forward, weight=recipe.weight)
+            return jr.objectives.cross_lipschitz(forward, weight=weight)
 
 
 def gradients(recipe: Recipe) -> int:
@@ -236,18 +270,22 @@ def gradients(recipe: Recipe) -> int:
     return own + products[recipe.regulariser]
 
 
-def trained(name: str, data: str, preset: str, out: Path) -> Partial | None:
-    """A network as a function that returns logits; None where its training is not over."""
+def trained(name: str, data: str, preset: str, out: Path, seed: int) -> Partial | None:
+    """A network as a function that returns logits; None where its training is not over.
+
+    Raises:
+        ValueError: Where it was trained in other settings.
+    """
     if name in config.ENSEMBLES[data]:
-        members = [trained(one, data, preset, out) for one in config.ENSEMBLES[data][name]]
+        members = [trained(one, data, preset, out, seed) for one in config.ENSEMBLES[data][name]]
         found = [one for one in members if one is not None]
         if len(found) < len(members):
             return None
         ensemble: Any = jr.transforms.ensemble(found)
         return ensemble
     recipe, setting = RECIPES[data][name], config.setting(name, data, preset)
-    return records.restored(
-        apply(setting.model, recipe.widths),
-        folder_of(name, data, preset, out),
-        num_steps(name, data, preset),
-    )
+    folder, steps = folder_of(name, data, preset, out), num_steps(recipe, setting, data)
+    done = records.restored(apply(setting.model, recipe.widths), folder, steps)
+    if done is not None:
+        same(folder, recipe, setting, seed)
+    return done

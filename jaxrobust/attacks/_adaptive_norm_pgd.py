@@ -55,6 +55,8 @@ def adaptive_norm_pgd(
     direction. Along it, ten bisections look for the boundary, inwards from PGD's image where that
     is a success, and otherwise outwards to `1.05 * d_max`. The nearer the radius is to the margin,
     the better the direction: MMA training starts from the distance that it found in the last epoch.
+    A distance of 0 is no margin by itself: where the model is right on the clean image, nothing was
+    found, and the margin is at least not known to be smaller than `d_max`.
 
     Deviations from the authors' code: images on the way are clipped to the box, the one that is
     returned as well; the direction has length 1 as in algorithm 1 (there it is divided by the

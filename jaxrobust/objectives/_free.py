@@ -34,8 +34,9 @@ def free(
     Each step takes one gradient, at `x + delta`, of the batch's loss in the weights and in the
     image; the weights descend it, and delta climbs it for the next step. `fit(repeats=m)` shows
     each batch m times, so that delta becomes an attack of m steps on weights that move meanwhile;
-    as published, delta is also where the next batch starts. Of m-fold repeats, a run takes 1 / m of
-    the epochs (m = 8 on CIFAR-10, 4 on ImageNet).
+    as published, delta is also where the next batch starts. (Without repeats it is another batch's
+    for good, and hardly an attack.) Of m-fold repeats, a run takes 1 / m of the epochs (m = 8 on
+    CIFAR-10, 4 on ImageNet).
 
     The image's gradient is a by-product of training, so, unlike an attack in a step, it sees the
     model in training mode. Delta is kept such that the image it was made for stays in the box; the

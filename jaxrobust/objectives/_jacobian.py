@@ -23,11 +23,10 @@ def jacobian(
     orthonormal and are averaged, so that C of them are exact (in the code they are independent).
 
     A product costs a forward and a backward pass to the image, and a forward pass of derivatives
-    with its own backward pass, for which the model must be fit for `jax.jvp`: about a natural step
-    (`madry_cnn`, CPU). None, the exact norm, takes C of them, one after another; memory is that of
-    one. The model runs in training mode; batch statistics
-    couple the rows, and the products are those of the sum over the batch. Its state is left to the
-    other members.
+    with its own backward pass: about a natural step (`madry_cnn`, CPU). None, the exact norm, takes
+    C of them, one after another; memory is that of one. The model runs in training mode; batch
+    statistics couple the rows, and the products are those of the sum over the batch. Its state is
+    left to the other members.
 
     Jakubovitz and Giryes penalise the root of the sum over the batch instead, `weight *
     sqrt(sum_b ||J_b||_F^2)` with weight 0.1, after normal training; their released code applies it

@@ -61,7 +61,7 @@ def mma(
         attack: A minimum-norm attack: `functools.partial(attacks.adaptive_norm_pgd,
             search="soft_margin", num_steps=40)` as published for MNIST, 10 steps for CIFAR-10. It
             is handed `box`, and where it takes them `norm`, `radius` (one a row) and `d_max`.
-        num_examples: Of the training set.
+        num_examples: Of the training set; an index beyond it makes the loss NaN.
         norm: Of the margin; the attack's own where it takes none.
         eps_min: Least radius: MNIST 0.1 (linf), 0.5 (l2); CIFAR-10 0.005 and 0.5.
         d_max: Margin from which an example is left alone: MNIST 0.45 (linf), 2, 4 or 6 (l2);

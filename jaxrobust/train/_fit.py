@@ -124,9 +124,9 @@ def fit(
         ValueError: For data, counts, a decay or a key that cannot be meant; for a directory that
             holds a run which is not to be resumed, or that differs in what `resume` says is
             checked; for a `select` that `validate` does not return.
-        FloatingPointError: As soon as a metric, a parameter or the model's state is not finite,
-            with its name, its step, the objective, that step's metrics and the last good
-            checkpoint; a label beyond the model's classes shows as a loss of NaN.
+        FloatingPointError: Where a metric, a parameter or the model's state is not finite, at most
+            50 steps later, with its name, its step, the objective, that step's metrics and the last
+            good checkpoint; a label beyond the model's classes shows as a loss of NaN.
     """
     x, y = checks.images_and_labels(data)
     checks.check_images(x, box, "data[0]")
