@@ -50,7 +50,7 @@ def replaced(place: Place, what: str, value: float) -> tuple[Recipe, Setting]:
     name = CHOICES[what].recipe
     recipe, setting = RECIPES["mnist"][name], config.setting(name, "mnist", place.preset)
     if what == "rate":
-        return recipe, dataclasses.replace(setting, rate=value)
+        return recipe, dataclasses.replace(setting, rate=value, weights={})
     return recipe, dataclasses.replace(setting, weights={what: value})
 
 
