@@ -225,7 +225,7 @@ natural one are our choice, and TRADES' batch on MNIST."""
 CPU: dict[str, Setting] = {
     "mnist": Setting(
         "conv_small", 5, 128, "adam", 4e-3, rises=0.3,
-        weights={"jacobian": 0.01, "input gradient": 5.0, "cross-Lipschitz": 0.01},
+        weights={"jacobian": 0.01, "input gradient": 5.0, "cross-Lipschitz": 0.1},
     ),
     "cifar10": Setting("conv_small", 3, 128, "adam", 4e-3, rises=0.3, augment=True),
 }  # fmt: skip

@@ -150,8 +150,8 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
         about = {
             "name": "speed", "data": place.data, "preset": place.preset, "sizes": place.sizes,
             "settings": {
-                name: (RECIPES[place.data][name], config.setting(name, place.data, place.preset))
-                for name in RECIPES[place.data]
+                name: train.settings(recipe, config.setting(name, place.data, place.preset))
+                for name, recipe in RECIPES[place.data].items()
             },
         }  # fmt: skip
         make = functools.partial(speed.costs, place.data, place.preset)

@@ -62,6 +62,19 @@ def folder_of(name: str, data: str, preset: str, out: Path) -> Path:
     return out / preset / data / name.replace(" ", "-").replace("*", "-star")
 
 
+def weight(recipe: Recipe, setting: Setting) -> float:
+    """Of the regulariser."""
+    return setting.weights.get(recipe.regulariser, recipe.weight)
+
+
+def settings(recipe: Recipe, setting: Setting) -> dict[str, Any]:
+    """All that a training depends on besides its seed and code."""
+    own = dataclasses.asdict(recipe) | dataclasses.asdict(setting)
+    own |= {"weight": weight(recipe, setting)}
+    del own["weights"]
+    return own
+
+
 def same(folder: Path, recipe: Recipe, setting: Setting, seed: int) -> dict[str, Any]:
     """What a folder says of its training: all settings, and the commit at which it began.
 
@@ -71,9 +84,7 @@ def same(folder: Path, recipe: Recipe, setting: Setting, seed: int) -> dict[str,
         ValueError: Where it is of other settings.
     """
     path = folder / "training.json"
-    wanted = records.plain(
-        dataclasses.asdict(recipe) | dataclasses.asdict(setting) | {"seed": seed}
-    )
+    wanted = records.plain(settings(recipe, setting) | {"seed": seed})
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         jr.files.write_json(path, {"settings": wanted, "commit": records.commit()})
@@ -241,14 +252,14 @@ def labels(recipe: Recipe) -> Any:
 
 def regulariser(recipe: Recipe, setting: Setting, forward: Any) -> jr.Objective:
     """What is added at the clean images."""
-    weight = setting.weights.get(recipe.regulariser, recipe.weight)
+    own = weight(recipe, setting)
     match recipe.regulariser:
         case "jacobian":
-            return jr.objectives.jacobian(forward, weight=weight)
+            return jr.objectives.jacobian(forward, weight=own)
         case "input gradient":
-            return jr.objectives.input_gradient(forward, weight=weight)
+            return jr.objectives.input_gradient(forward, weight=own)
         case _:
-            return jr.objectives.cross_lipschitz(forward, weight=weight)
+            return jr.objectives.cross_lipschitz(forward, weight=own)
 
 
 def gradients(recipe: Recipe) -> int:
