@@ -60,7 +60,7 @@ def test_every_recipe_has_a_network_and_a_schedule(data):
             setting = config.setting(name, data, preset)
             steps = train.num_steps(recipe, setting, data)
             assert steps >= setting.num_epochs >= 1
-            train.optimizer(setting, steps)
+            train.optimizer(recipe, setting, steps)
             networks.add((setting.model, recipe.widths))
     for model, widths in networks:
         x = jax.ShapeDtypeStruct((2, *config.SHAPES[data]), jnp.float32)

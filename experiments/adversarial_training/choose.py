@@ -36,8 +36,7 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
         about = {
             "name": f"choice {what}", "data": place.data, "seed": place.seed, "choice": choice,
             "settings": [
-                tuple(map(dataclasses.asdict, replaced(place, what, value)))
-                for value in choice.values
+                train.settings(*replaced(place, what, value)) for value in choice.values
             ],
         }  # fmt: skip
         path = place.folder / f"choice-{what.lower().replace(' ', '-')}.json"
@@ -49,8 +48,9 @@ def replaced(place: Place, what: str, value: float) -> tuple[Recipe, Setting]:
     """Recipe and setting with a value in its place, and no other weight of a regulariser."""
     name = CHOICES[what].recipe
     recipe, setting = RECIPES["mnist"][name], config.setting(name, "mnist", place.preset)
-    if what == "rate":
-        return recipe, dataclasses.replace(setting, rate=value, weights={})
+    setting = dataclasses.replace(setting, weights={}, rates={})
+    if what in ("rate", "rate of yopo"):
+        return recipe, dataclasses.replace(setting, rate=value)
     return recipe, dataclasses.replace(setting, weights={what: value})
 
 

@@ -164,6 +164,7 @@ class Setting:
         rises: Share of the run over which eps rises from 0.
         augment: Whether images are cropped (padding 4) and flipped.
         weights: Of regularisers, by their names, where they are not the recipes'.
+        rates: Of methods with a rate of their own.
         images: How many training images there are; all where None.
     """
 
@@ -177,6 +178,7 @@ class Setting:
     rises: float = 0.0
     augment: bool = False
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    rates: dict[str, float] = dataclasses.field(default_factory=dict)
     images: int | None = None
 
 
@@ -252,11 +254,13 @@ class Choice:
 
 CHOICES = {
     "rate": Choice("madry 0.3", (1e-3, 2e-3, 4e-3, 8e-3), 0.3),
+    "rate of yopo": Choice("yopo-5-10", (4e-3, 8e-3, 1.6e-2), 0.3),
     "jacobian": Choice("jacobian", (0.01, 0.1, 1.0), 0.1),
     "input gradient": Choice("input gradient", (1.0, 5.0, 25.0), 0.1),
     "cross-Lipschitz": Choice("cross-Lipschitz", (0.01, 0.1), 0.1),
 }
-"""The learning rate, and the weight of each regulariser alone."""
+"""The learning rate (YOPO, one step for m gradients, has one of its own in the paper, too), and the
+weight of each regulariser alone."""
 
 
 def setting(name: str, data: str, preset: str) -> Setting:

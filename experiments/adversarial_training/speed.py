@@ -51,7 +51,7 @@ def _prepared(name: str, data: str, preset: str) -> tuple[Any, PyTree, Batch]:
     model, params, model_state = train.start(setting.model, recipe.widths, key, shape[1:])
     steps = train.num_steps(recipe, setting, data)
     objective = train.objective(recipe, setting, model, steps, shape)
-    optimizer = train.optimizer(setting, steps)
+    optimizer = train.optimizer(recipe, setting, steps)
     state = (params, model_state, optimizer.init(params), objective.init(params, key))
 
     @jax.jit

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments import records
-from experiments.adversarial_training import config, published
+from experiments.adversarial_training import config, published, train
 from experiments.adversarial_training.evaluate import COMBINED, METHODS
 
 Found = dict[str, Any]
@@ -57,10 +57,10 @@ def accuracy(found: Found, name: str, attack: str, kind: str = "table") -> Any:
 
 def _choices(found: Found) -> str:
     """What each value left of held-out images; that of the cpu preset is bold."""
-    rows, taken = [], config.CPU["mnist"]
+    rows = []
     for what, choice in config.CHOICES.items():
-        own = config.MNIST[choice.recipe].weight
-        chosen = taken.rate if what == "rate" else taken.weights.get(what, own)
+        used = train.settings(config.MNIST[choice.recipe], config.CPU["mnist"])
+        chosen = used["rate" if what.startswith("rate") else "weight"]
         for one in found.get(f"choice {what}", {}).get("found", []):
             value = f"{one['value']:g}"
             rows.append([

@@ -67,11 +67,16 @@ def weight(recipe: Recipe, setting: Setting) -> float:
     return setting.weights.get(recipe.regulariser, recipe.weight)
 
 
+def rate(recipe: Recipe, setting: Setting) -> float:
+    """Learning rate at the start."""
+    return setting.rates.get(recipe.method, setting.rate)
+
+
 def settings(recipe: Recipe, setting: Setting) -> dict[str, Any]:
     """All that a training depends on besides its seed and code."""
     own = dataclasses.asdict(recipe) | dataclasses.asdict(setting)
-    own |= {"weight": weight(recipe, setting)}
-    del own["weights"]
+    own |= {"weight": weight(recipe, setting), "rate": rate(recipe, setting)}
+    del own["weights"], own["rates"]
     return own
 
 
@@ -129,7 +134,7 @@ def run(
     jr.train.fit(
         objective(recipe, setting, model, steps, x.shape),
         params,
-        optimizer(setting, steps),
+        optimizer(recipe, setting, steps),
         (x, y),
         key=fit_key,
         num_epochs=setting.num_epochs,
@@ -167,18 +172,18 @@ def validation(
     return validate
 
 
-def optimizer(setting: Setting, steps: int) -> optax.GradientTransformation:
+def optimizer(recipe: Recipe, setting: Setting, steps: int) -> optax.GradientTransformation:
     """Of a run of so many steps."""
     if setting.drops is None:
-        rate = optax.cosine_decay_schedule(setting.rate, steps)
+        falling = optax.cosine_decay_schedule(rate(recipe, setting), steps)
     else:
         drops = {round(share * steps): factor for share, factor in setting.drops}
-        rate = optax.piecewise_constant_schedule(setting.rate, drops)
+        falling = optax.piecewise_constant_schedule(rate(recipe, setting), drops)
     if setting.optimizer == "adam":
-        return optax.adam(rate)
+        return optax.adam(falling)
     kernels = lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
     decay = optax.add_decayed_weights(setting.weight_decay, kernels)
-    return optax.chain(decay, optax.sgd(rate, momentum=0.9))
+    return optax.chain(decay, optax.sgd(falling, momentum=0.9))
 
 
 def objective(
