@@ -232,9 +232,9 @@ CPU: dict[str, Setting] = {
     ),
     "cifar10": Setting("conv_small", 3, 128, "adam", 4e-3, rises=0.3, augment=True),
 }  # fmt: skip
-"""Our choice, one budget for all methods, scaled down to two CPU cores: the same network, epochs and
-warm-up of eps for all, and one rate, but for YOPO on MNIST, which makes one step for m gradients.
-The rates and the weights of regularisers are chosen among those of `CHOICES` on held-out images:
+"""Our choice, one budget for all methods, scaled down to two CPU cores: the same network, epochs
+and warm-up of eps for all, and one rate, but for YOPO on MNIST, which makes one step for m
+gradients. The rates and the weights of regularisers are chosen among those of `CHOICES` on held-out images:
 the weights and YOPO's rate that left most of them right, and of the other rates the smaller of the
 two best, which differ by little."""
 

@@ -14,7 +14,6 @@ import jax
 import jaxrobust as jr
 from experiments import records
 from experiments.madry_mnist.config import Config
-from experiments.madry_mnist.train import final
 
 PUBLISHED = {"clean": 98.8, "FGSM": 95.6, "PGD-40": 93.2, "PGD-100 x5": None, "PGD-100 x20": 89.3}
 """Paper 001, Table 1 (MNIST, source A), of the adversarially trained network, in percent."""
@@ -37,7 +36,7 @@ def table(config: Config, folder: Path, results: Path, command: str) -> None:
     ball = jr.Ball("linf", config.eps)
     entries, numbers = [], {}
     for which in ("natural", "adversarial"):
-        trained = final(which, config, folder)
+        trained = folder / which
         params, _ = jr.train.restore(trained)
         params = jax.tree.map(jax.numpy.asarray, params)
         logits_fn = jax.tree_util.Partial(model.apply, {"params": params})

@@ -21,8 +21,6 @@ from experiments.second_order import train as second_order
 from jaxrobust.identity import digest
 
 BATCH = 100
-TEST = {"mnist": "test[2000:4000]", "cifar10": "test"}
-"""What is looked at, the first images of each. MNIST: those of the white-box rows."""
 
 ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "FGSM": ("fgsm", {}),
@@ -151,6 +149,10 @@ class Place:
         """Where results of the preset go."""
         return self.results / self.preset / "rows"
 
+    def test(self, data: str) -> str:
+        """Of which images the first are looked at; MNIST: those of the white-box rows."""
+        return "test" if data == "cifar10" else config.PRESETS[self.preset].test
+
     def network(self, name: str) -> tuple[Path, int]:
         """The folder of a trained network, and how many steps it is trained for."""
         schedule, preset = config.PRESETS[self.preset], self.preset
@@ -162,7 +164,7 @@ class Place:
             return path, second_order.steps(recipe, preset)
         which = MADRY_MNIST[kind]
         folder = self.copies / "madry_mnist" if kind == "A'" else self.out
-        return train.final(which, schedule, folder / preset), train.steps(which, schedule)
+        return folder / preset / which, train.steps(which, schedule)
 
 
 def record(place: Place, only: tuple[str, ...] = ()) -> None:
@@ -185,19 +187,20 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
             "weights": digest(logits_fn),
             "source_weights": None if source is None else digest(source),
             "seed": place.seed,
+            "test": place.test(row.network.split()[0]),
         }
         slug = re.sub(r"[^a-z0-9.'+]+", "-", row.name.lower())
         records.keep(
             place.folder / f"{slug}.json", about,
-            functools.partial(measured, row, logits_fn, source, place.seed),
+            functools.partial(measured, row, logits_fn, source, place),
             f"python -m experiments.madry_mnist --stage rows --preset {place.preset}",
         )  # fmt: skip
 
 
-def measured(row: Row, logits_fn: Any, source: Any, seed: int) -> dict[str, Any]:
+def measured(row: Row, logits_fn: Any, source: Any, place: Place) -> dict[str, Any]:
     """Accuracy at each radius; an image counts as broken from the first that breaks it."""
     data = row.network.split()[0]
-    images = jr.data.load(data, TEST[data])
+    images = jr.data.load(data, place.test(data))
     x, y = images.x[: row.num_images], images.y[: row.num_images]
     attacks = attacks_of(*ATTACKS[row.attack], row.norm)
     if source is not None:
@@ -209,7 +212,7 @@ def measured(row: Row, logits_fn: Any, source: Any, seed: int) -> dict[str, Any]
             for name, attack in attacks.items()
         }
     report = jr.evaluate(
-        logits_fn, (x, y), attacks=attacks, key=jax.random.key(seed), batch_size=BATCH,
+        logits_fn, (x, y), attacks=attacks, key=jax.random.key(place.seed), batch_size=BATCH,
         ball=jr.Ball(row.norm, max(row.radii)),  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
     at = report.accuracy_at(np.asarray(row.radii))

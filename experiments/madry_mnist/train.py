@@ -17,7 +17,6 @@ import jaxrobust as jr
 from experiments.madry_mnist.config import HELD_OUT, Config
 
 MODELS = ("natural", "adversarial", "architecture-b")
-REFINED = "adversarial-refined"
 
 
 class ArchitectureB(nn.Module):
@@ -46,8 +45,11 @@ def network(which: str, config: Config, folder: Path, *, resume: bool) -> PyTree
     ball = jr.Ball("linf", config.eps)
     batches = len(train.y) // config.batch_size
 
-    def against(num_steps: int, step_size: float | None, eps: Any = config.eps) -> jr.Objective:
-        attack = functools.partial(jr.attacks.pgd, num_steps=num_steps, step_size=step_size)
+    attack = functools.partial(
+        jr.attacks.pgd, num_steps=config.num_steps, step_size=config.step_size
+    )
+
+    def against(eps: Any) -> jr.Objective:
         return jr.objectives.madry(forward, attack, ball=jr.Ball("linf", eps))
 
     if which != "adversarial":
@@ -56,7 +58,7 @@ def network(which: str, config: Config, folder: Path, *, resume: bool) -> PyTree
     else:
         rising = optax.linear_schedule(0.0, config.eps, config.warmup_epochs * batches)
         objective = jr.objectives.scheduled(
-            functools.partial(against, config.num_steps, config.step_size),
+            against,
             eps=rising if config.warmup_epochs else optax.constant_schedule(config.eps),
         )
         num_epochs = config.num_epochs
@@ -78,45 +80,23 @@ def network(which: str, config: Config, folder: Path, *, resume: bool) -> PyTree
             robust.append(jnp.argmax(logits_fn(x_adv), -1) == y)
         return {"accuracy": float(np.mean(clean)), "pgd20_accuracy": float(np.mean(robust))}
 
-    fit = functools.partial(
-        jr.train.fit,
-        data=(train.x, train.y),
-        batch_size=config.batch_size,
-        validate=validate,
-        resume=resume,
-        progress=True,
-    )
-    params = fit(
+    params = jr.train.fit(
         objective,
         model.init(init_key, train.x[:1])["params"],
         optax.adam(rate),
+        data=(train.x, train.y),
         key=fit_key,
         num_epochs=num_epochs,
+        batch_size=config.batch_size,
+        validate=validate,
         directory=folder / which,
+        resume=resume,
+        progress=True,
     ).params
-    if which == "adversarial" and config.refinement is not None:
-        second = config.refinement
-        rate = optax.cosine_decay_schedule(second.learning_rate, second.num_epochs * batches)
-        params = fit(
-            against(second.num_steps, second.step_size),
-            params,
-            optax.adam(rate),
-            key=jax.random.fold_in(fit_key, 1),
-            num_epochs=second.num_epochs,
-            directory=folder / REFINED,
-        ).params
     return {"params": params}
 
 
 def steps(which: str, config: Config) -> int:
-    """Steps of a finished training, in the folder of `final`."""
+    """Steps of a finished training."""
     num_epochs = config.num_epochs if which == "adversarial" else min(config.num_epochs, 5)
-    if which == "adversarial" and config.refinement is not None:
-        num_epochs = config.refinement.num_epochs
     return num_epochs * (55_000 // config.batch_size)
-
-
-def final(which: str, config: Config, folder: Path) -> Path:
-    """The folder whose last checkpoint is the trained network."""
-    refined = which == "adversarial" and config.refinement is not None
-    return folder / (REFINED if refined else which)

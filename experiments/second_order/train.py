@@ -22,7 +22,7 @@ def folder_of(name: str, preset: str, out: Path, madry: Path) -> Path:
     """Where the last checkpoint of a network lies; `madry` is that experiment's `--out`."""
     shared = _trained_preset(preset)
     if name in SHARED:
-        return madry_train.final(SHARED[name], madry_config.PRESETS[shared], madry / shared)
+        return madry / shared / SHARED[name]
     return out / shared / name.replace(" ", "-")
 
 
