@@ -234,9 +234,9 @@ CPU: dict[str, Setting] = {
 }  # fmt: skip
 """Our choice, one budget for all methods, scaled down to two CPU cores: the same network, epochs
 and warm-up of eps for all, and one rate, but for YOPO on MNIST, which makes one step for m
-gradients. The rates and the weights of regularisers are chosen among those of `CHOICES` on held-out images:
-the weights and YOPO's rate that left most of them right, and of the other rates the smaller of the
-two best, which differ by little."""
+gradients. The rates and the weights of regularisers are chosen among those of `CHOICES` on held-out
+images: the weights and YOPO's rate that left most of them right, and of the other rates the smaller
+of the two best, which differ by little."""
 
 
 @dataclasses.dataclass(frozen=True)
