@@ -37,7 +37,7 @@ def save(figure: Any, axes: Any, path: Path) -> None:
     for axis in axes:
         labels = tuple(axis.get_legend_handles_labels()[1])
         if labels and labels not in shown:
-            axis.legend(fontsize=7)
+            axis.legend(fontsize=7, handlelength=3)  # so that dashes show
             shown.add(labels)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

@@ -11,7 +11,8 @@ from experiments import plots, records
 from experiments.adversarial_training import config
 
 METHODS = ("fgsm", "fast", "free", "pgd-5", "pgd-10", "pgd-40", "yopo-5-10", "yopo-5-3",
-           "yopo-3-5", "trades", "mma", "madry 0.3", "bilateral")  # fmt: skip
+           "yopo-3-5", "trades", "mma", "mma 20", "madry 0.3", "madry 8", "pgd-3", "bilateral",
+           "r-mc-la")  # fmt: skip
 """Of the accuracy-time curves."""
 CURVES = ("natural", "pgd-5", "pgd-40", "yopo-5-10", "trades", "mma", "pgdls 0.3", "bilateral")
 """Of accuracy against the radius."""

@@ -19,8 +19,8 @@ class Args:
     stage: Literal[
         "train-natural", "train-adversarial", "train-architecture-b", "evaluate", "rows", "figures"
     ]
-    """What to do: "evaluate" makes the white-box rows and the page, "rows" all other rows, Figure 6
-    and the README's tables, and "figures" the last two again from the recorded numbers."""
+    """What to do: "evaluate" makes the white-box rows and the page, "rows" all other rows; both
+    then do what "figures" does: Figure 6 and the README's tables, from the recorded numbers."""
     only: tuple[str, ...] = ()
     """Parts of names of rows; all if empty."""
     preset: Literal["cpu", "paper", "smoke"] = "cpu"
@@ -44,7 +44,6 @@ def main(args: Args) -> None:
     if args.stage == "evaluate":
         command = f"python -m experiments.madry_mnist --stage evaluate --preset {args.preset}"
         evaluate.table(chosen, folder, args.results / args.preset, command)
-        return
     if args.stage.startswith("train-"):
         train.network(args.stage.removeprefix("train-"), chosen, folder, resume=True)
         return

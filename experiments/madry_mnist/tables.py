@@ -1,11 +1,13 @@
-"""The README's tables of `rows.py`, beside the paper's."""
+"""The README's tables, beside the paper's."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import jaxrobust as jr
 from experiments import records
+from experiments.madry_mnist.evaluate import PUBLISHED
 from experiments.madry_mnist.rows import CIFAR10_TABLE, FIGURE_6, MNIST_TABLE
 
 PAPER = {
@@ -25,13 +27,28 @@ secret MNIST network and on the CIFAR-10 one (methods.md B). PGD-100 from A' has
 
 
 def tables(folder: Path) -> dict[str, str]:
-    """Markdown tables by their names in the README."""
-    found = records.read(folder)
+    """Markdown tables by their names in the README; beside the folder lie the white-box rows."""
+    found, white_box = records.read(folder), folder.parent / "results.json"
     return {
+        "white box": _white_box(jr.files.read_json(white_box) if white_box.exists() else {}),
         "table mnist": _table(found, "mnist", MNIST_TABLE),
         "table cifar10": _table(found, "cifar10", CIFAR10_TABLE),
         "figure 6": _curves(found),
     }
+
+
+def _white_box(found: dict[str, Any]) -> str:
+    """Both networks under the attacks that `evaluate.py` makes."""
+    measured, num, rows = found.get("measured", {}), found.get("num_test", 0), []
+    for attack in ("clean", "FGSM", "PGD-40", "PGD-100 x5", "worst case") if measured else ():
+        shares = [measured[network][attack] for network in ("natural", "adversarial")]
+        paper = {"PGD-100 x5": "PGD-100 x20"}.get(attack, attack)
+        rows.append([
+            attack, *(f"{100 * share:.2f} ({records.ends(share, num)})" for share in shares),
+            f"{PUBLISHED[paper]}{' (20 restarts)' * (paper != attack)}" if paper in PUBLISHED
+            else "-",
+        ])  # fmt: skip
+    return records.table(["attack", "natural, %", "adversarial, %", "paper, adversarial, %"], rows)
 
 
 def _table(found: dict[str, Any], data: str, table: dict[tuple[str, str], Any]) -> str:
