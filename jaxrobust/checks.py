@@ -146,17 +146,20 @@ def check_count(value: Any, name: str, least: int = 1) -> None:
         raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
 
 
-def check_takes(attack: Any, names: tuple[str, ...], hint: str) -> frozenset[str]:
-    """Refuse an attack that does not take these arguments; returns all that it takes by name."""
+def check_takes(
+    function: Any, names: tuple[str, ...], hint: str, name: str = "attack"
+) -> frozenset[str]:
+    """Refuse a function that does not take these arguments; returns all that it takes by name."""
     try:
-        parameters = inspect.signature(attack).parameters if callable(attack) else {}
+        parameters = inspect.signature(function).parameters if callable(function) else {}
     except (TypeError, ValueError):  # not every callable has one
         return frozenset(names)
     kinds = {one.kind for one in parameters.values()}
-    missing = [name for name in names if name not in parameters]
-    if missing and inspect.Parameter.VAR_KEYWORD not in kinds:
-        wanted = " and ".join(f"{name}=" for name in names)
-        raise ValueError(f"attack must take {wanted}, {hint}; got {attack!r:.60}")
+    if not parameters.keys() >= set(names) and inspect.Parameter.VAR_KEYWORD not in kinds:
+        wanted = " and ".join(f"{one}=" for one in names)
+        boxed = "ball" in names and "box" in parameters
+        more = "; a minimum-norm attack must be wrapped in attacks.against" if boxed else ""
+        raise ValueError(f"{name} must take {wanted}, {hint}; got {function!r:.60}{more}")
     return frozenset(parameters)
 
 

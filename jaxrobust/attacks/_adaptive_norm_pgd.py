@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from jaxrobust import checks, gradients, losses
 from jaxrobust.attacks._gradient import climb
 from jaxrobust.attacks._lift import lift_free, reached
-from jaxrobust.attacks._minimum_norm import aim, check_untargeted
+from jaxrobust.attacks._minimum_norm import aim, untargeted
 from jaxrobust.gradients import Gradient
 from jaxrobust.losses import Loss
 from jaxrobust.threat import UNIT_BOX, Ball, Box
@@ -110,7 +110,7 @@ def adaptive_norm_pgd(
     checks.check_choice(search, "search", SEARCHES)
     checks.check_count(num_steps, "num_steps")
     checks.check_count(num_bisections, "num_bisections")
-    check_untargeted(loss)
+    untargeted(loss)
     num_rows = len(x) if hasattr(x, "shape") else None
     rows = {}
     for name, value in {"radius": radius, "d_max": d_max}.items():

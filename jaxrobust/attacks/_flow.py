@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jaxrobust import checks, gradients, losses
 from jaxrobust.attacks._box_descent import Adam, adam_start, adam_step, look
 from jaxrobust.attacks._lift import lift_free, reached
-from jaxrobust.attacks._minimum_norm import aim, check_untargeted
+from jaxrobust.attacks._minimum_norm import aim, untargeted
 from jaxrobust.flow import smoothed, total_variation, warp
 from jaxrobust.gradients import Gradient
 from jaxrobust.losses import Loss
@@ -137,7 +137,7 @@ def _lifted(
     check_box(box)
     checks.check_images(x, box)
     check_grid(x)
-    check_untargeted(loss)
+    untargeted(loss)
     checks.check_count(num_steps, "num_steps")
     checks.check_radius(tau, "tau", len(x))
     checks.check_radius(learning_rate, "learning_rate")

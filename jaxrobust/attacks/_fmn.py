@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxrobust import checks, gradients, losses
 from jaxrobust.attacks._lift import lift_free, loss_of, reached
-from jaxrobust.attacks._minimum_norm import aim, check_untargeted
+from jaxrobust.attacks._minimum_norm import aim, untargeted
 from jaxrobust.attacks._projections import within_l2
 from jaxrobust.gradients import Gradient
 from jaxrobust.losses import Loss
@@ -104,11 +104,7 @@ def fmn(
         raise ValueError(f"step_size must be positive; got {step_size}")
     if not 0 < gamma < 1:
         raise ValueError(f"gamma must lie in (0, 1); got {gamma}")
-    check_untargeted(loss)
-    inner = loss
-    while isinstance(inner, losses.penalized):
-        inner = inner.loss
-    if inner in NOT_ZERO:
+    if untargeted(loss) in NOT_ZERO:
         raise ValueError(
             "loss must be 0 where it begins to succeed, such as losses.margin: the search takes it "
             f"for a distance to the boundary; got {loss!r:.80}"

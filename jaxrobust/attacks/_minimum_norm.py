@@ -107,24 +107,21 @@ def aim(loss: Loss, target: Any) -> Loss:
 
 def check_balanced(loss: Any) -> None:
     """Refuse a loss that cannot be weighed against a distance: not 0 or more exactly on success."""
-    check_untargeted(loss)
-    inner = loss
-    while isinstance(inner, losses.penalized):
-        inner = inner.loss
-    if not isinstance(inner, losses.CarliniWagner):
+    if not isinstance(untargeted(loss), losses.CarliniWagner):
         raise ValueError(
             "loss must be one of losses.f1 to f7, possibly inside losses.penalized: the search "
             f"relies on a loss that is 0 or more on success only; got {loss!r}"
         )
 
 
-def check_untargeted(loss: Any) -> None:
-    """Refuse a targeted loss, whose classes would be taken for the true ones."""
+def untargeted(loss: Any) -> Loss:
+    """The loss without penalties; refuse a targeted one: its classes would pass for true ones."""
     inner = loss
     while isinstance(inner, losses.targeted | losses.penalized):
         if isinstance(inner, losses.targeted):
             raise ValueError(f"loss must not be targeted: hand the classes to target; got {loss!r}")
         inner = inner.loss
+    return inner
 
 
 class EveryTarget(NamedTuple):

@@ -14,7 +14,7 @@ from jaxrobust import checks, losses
 from jaxrobust.attacks._box_descent import pick
 from jaxrobust.attacks._flow import check_grid, shown
 from jaxrobust.attacks._lift import lift_free, reached
-from jaxrobust.attacks._minimum_norm import aim, check_untargeted
+from jaxrobust.attacks._minimum_norm import aim, untargeted
 from jaxrobust.losses import Loss
 from jaxrobust.threat import UNIT_BOX, Box, check_box
 from jaxrobust.types import Images, Keys, Labels, LogitsFn
@@ -78,7 +78,7 @@ def rotation_translation(
     check_box(box)
     checks.check_images(x, box)
     check_grid(x)
-    check_untargeted(loss)
+    untargeted(loss)
     checks.check_count(num_angles, "num_angles")
     checks.check_count(num_shifts, "num_shifts")
     checks.check_radius(max_angle, "max_angle")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxrobust import attacks, gradients, losses
-from jaxrobust.evaluation._judge import sharded
+from jaxrobust.evaluation._judge import ascent, sharded
 from jaxrobust.loops import at_most
 from jaxrobust.threat import Ball
 from jaxrobust.types import Attack, LogitsFn, logits_of, per_example, row_keys
@@ -88,20 +88,13 @@ def signs_program(devices: tuple[Any, ...]) -> Callable[..., Signs]:
     """`(logits_fn, x, y, keys) -> Signs`, rows sharded over the devices."""
 
     def signs(logits_fn: LogitsFn, x: Array, y: Array, keys: Array) -> Signs:
-        model = per_example(logits_fn)
-
-        def one(x: Array, y: Array, key: Array) -> Array:
-            loss = lambda x, key: losses.cross_entropy(model(x, key), y)
-            value, pullback = gradients.vjp(loss, x, key)
-            return _signs(pullback(jnp.ones_like(value)))
-
-        return Signs(jax.vmap(one)(x, y, keys))
+        return Signs(jax.vmap(_signs)(ascent(logits_fn, x, y, keys)))
 
     return sharded(signs, devices)
 
 
-def _signs(ascent: Array) -> Array:
-    return jnp.sign(ascent).ravel().astype(jnp.int8)
+def _signs(rise: Array) -> Array:
+    return jnp.sign(rise).ravel().astype(jnp.int8)
 
 
 @functools.lru_cache(maxsize=64)
@@ -118,7 +111,7 @@ def look_program(devices: tuple[Any, ...]) -> Callable[..., Look]:
             logits = lambda x, key: logits_of(model(x, key))
             seen, pullback = gradients.vjp(logits, x, key)
             margin, of_margin = jax.value_and_grad(losses.margin)(seen, y)
-            ascent = pullback(jax.grad(losses.cross_entropy)(seen, y))
+            rise = pullback(jax.grad(losses.cross_entropy)(seen, y))
             slope = pullback(of_margin)
 
             def difference(key_of: Array) -> tuple[Array, Array]:
@@ -135,9 +128,9 @@ def look_program(devices: tuple[Any, ...]) -> Callable[..., Look]:
             reach = width * jnp.sum(jnp.abs(slope))
             return Look(
                 margin,
-                jnp.all(ascent == 0),
-                ~jnp.all(jnp.isfinite(ascent)),
-                _signs(ascent),
+                jnp.all(rise == 0),
+                ~jnp.all(jnp.isfinite(rise)),
+                _signs(rise),
                 reach / jnp.where(margin == 0, 1, jnp.abs(margin)),
                 jnp.where(size == 0, 0, apart / jnp.where(size == 0, 1, size)),
             )

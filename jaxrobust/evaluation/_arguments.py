@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +24,8 @@ def check(
             f"certificates; got {attacks!r}"
         )
     for name, attack in attacks.items():
-        _check_attack(name, attack)
+        of = "as a function of (logits_fn, x, y, *, key, ball)"
+        checks.check_takes(attack, ("ball",), of, f"attack {name!r}")
     checks.check_count(batch_size, "batch_size")
     checks.check_count(votes, "votes")
     if votes > 1 and not isinstance(logits_fn, Randomized):
@@ -51,20 +51,6 @@ def check(
     return num_classes
 
 
-def _check_attack(name: str, attack: Any) -> None:
-    """Refuse what is no function of `(logits_fn, x, y, *, key, ball)`."""
-    takes = inspect.signature(attack).parameters if callable(attack) else {}
-    if "ball" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-        return
-    hint = ""
-    if "box" in takes:
-        hint = "; a minimum-norm attack, which takes a box, must be wrapped in attacks.against"
-    raise ValueError(
-        f"attack {name!r} must be a function of (logits_fn, x, y, *, key, ball); "
-        f"got {attack!r:.60}{hint}"
-    )
-
-
 def check_certificates(certificates: Any) -> dict[str, Any]:
     """Refuse what is no dictionary of functions of `(x, y, *, key, ball)`."""
     if not isinstance(certificates, Mapping):
@@ -72,10 +58,6 @@ def check_certificates(certificates: Any) -> dict[str, Any]:
             f"certificates must be a dictionary by name; got {type(certificates).__name__}"
         )
     for name, certificate in certificates.items():
-        takes = inspect.signature(certificate).parameters if callable(certificate) else {}
-        if "ball" not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-            raise ValueError(
-                f"certificate {name!r} must be a function of (x, y, *, key, ball), as "
-                f"certify.on_layers(bound, layers) makes them; got {certificate!r:.60}"
-            )
+        of = "as a function of (x, y, *, key, ball), which certify.on_layers(bound, layers) makes"
+        checks.check_takes(certificate, ("ball",), of, f"certificate {name!r}")
     return dict(certificates)

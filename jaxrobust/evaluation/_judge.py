@@ -86,17 +86,22 @@ def gradient_program(devices: tuple[Any, ...]) -> Callable[..., Slopes]:
     """`(logits_fn, x, y, keys) -> Slopes`, rows sharded over the devices."""
 
     def slopes(logits_fn: LogitsFn, x: Array, y: Array, keys: Array) -> Slopes:
-        model = per_example(logits_fn)
-
-        def one(x: Array, y: Array, key: Array) -> Array:
-            loss = lambda x, key: losses.cross_entropy(model(x, key), y)
-            value, pullback = gradients.vjp(loss, x, key)
-            return pullback(jnp.ones_like(value))
-
-        flat = jax.vmap(one)(x, y, keys).reshape(len(x), -1)
+        flat = ascent(logits_fn, x, y, keys).reshape(len(x), -1)
         return Slopes(jnp.all(flat == 0, -1), ~jnp.all(jnp.isfinite(flat), -1))
 
     return sharded(slopes, devices)
+
+
+def ascent(logits_fn: LogitsFn, x: Array, y: Array, keys: Array) -> Array:
+    """Gradient of each row's cross-entropy by the row's image."""
+    model = per_example(logits_fn)
+
+    def one(x: Array, y: Array, key: Array) -> Array:
+        loss = lambda x, key: losses.cross_entropy(model(x, key), y)
+        value, pullback = gradients.vjp(loss, x, key)
+        return pullback(jnp.ones_like(value))
+
+    return jax.vmap(one)(x, y, keys)
 
 
 @functools.lru_cache(maxsize=64)
