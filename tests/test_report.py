@@ -28,7 +28,7 @@ from jaxrobust.report import (
     save,
 )
 from jaxrobust.report._document import as_document
-from jaxrobust.report._figures import MOST_TILES, gallery
+from jaxrobust.report._gallery import MOST_TILES, gallery
 from jaxrobust.report._tables import CERTIFIED, main_tables, percent
 from jaxrobust.types import Finding
 

@@ -90,26 +90,26 @@ def certified_figure(found: Certified) -> bytes:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-    from jaxrobust.report import _figures as figures
+    from jaxrobust.report import _chart as charts
 
     grid = [0.0, *found.eps]
     looks = {
         name: {
-            "color": figures.colour_of(i), "lw": 1.6, "ms": 4.5, "marker": figures.MARKERS[i % 8],
+            "color": charts.colour_of(i), "lw": 1.6, "ms": 4.5, "marker": charts.MARKERS[i % 8],
             "markeredgecolor": "white", "markeredgewidth": 0.6, "zorder": 3,
         }
         for i, name in enumerate(found.methods)
     }  # fmt: skip
-    below = {"color": figures.FAINT, "lw": 6.0, "zorder": 2, "solid_joinstyle": "round"}
-    clean = {"color": figures.INK, "lw": 0.9, "ls": (0, (1, 2)), "zorder": 1}
+    below = {"color": charts.FAINT, "lw": 6.0, "zorder": 2, "solid_joinstyle": "round"}
+    clean = {"color": charts.INK, "lw": 0.9, "ls": (0, (1, 2)), "zorder": 1}
 
     def draw(axes: Axes) -> None:
         axes.axhline(found.clean, **clean)
-        axes.plot(grid, [found.clean, *found.combined], **below, **figures.PROVED)
+        axes.plot(grid, [found.clean, *found.combined], **below, **charts.PROVED)
         for name, values in found.methods.items():
-            axes.plot(grid, [found.clean, *values], **looks[name], **figures.PROVED)
-        figures.against_eps(axes, found.norm, "certified accuracy")
+            axes.plot(grid, [found.clean, *values], **looks[name], **charts.PROVED)
+        charts.against_eps(axes, found.norm, "certified accuracy")
 
     names = [(Line2D([], [], **look), name) for name, look in looks.items()]
     others = [(Line2D([], [], **below), ANY), (Line2D([], [], **clean), "clean accuracy")]
-    return figures.chart([draw], [2.6], [names, others])
+    return charts.chart([draw], [2.6], [names, others])

@@ -106,7 +106,7 @@ def detection_figure(shown: Detected) -> bytes | None:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import PercentFormatter
 
-    from jaxrobust.report import _figures as figures
+    from jaxrobust.report import _chart as charts
 
     curves = {
         attack: curve
@@ -130,15 +130,15 @@ def detection_figure(shown: Detected) -> bytes | None:
         axes.set_ylabel("attacked images rejected")
 
     keys: list[tuple[Any, str]] = [(Line2D([], [], **look), name) for name, look in looks.items()]
-    return figures.chart([draw], [2.9], [keys, [(Line2D([], [], **chance), "by chance")]])
+    return charts.chart([draw], [2.9], [keys, [(Line2D([], [], **chance), "by chance")]])
 
 
 def _look(index: int) -> dict[str, Any]:
-    from jaxrobust.report import _figures as figures
+    from jaxrobust.report import _chart as charts
 
     dashes: tuple[Any, ...] = ("-", (0, (4, 1.6)), (0, (1, 1.2)))
-    several = index // len(figures.COLOURS)
-    return {"color": figures.colour_of(index), "lw": 1.6, "ls": dashes[several % len(dashes)]}
+    several = index // len(charts.COLOURS)
+    return {"color": charts.colour_of(index), "lw": 1.6, "ls": dashes[several % len(dashes)]}
 
 
 def _words(share: float | None) -> str:

@@ -85,7 +85,7 @@ def render(folder: str | Path) -> Path:
 
 def _context(document: Document, files: dict[str, bytes]) -> dict[str, Any]:
     """What the template shows; the figures go into `files` too, by name."""
-    from jaxrobust.report._figures import colour_of
+    from jaxrobust.report._chart import colour_of
 
     tables = main_tables(document)
     return {
@@ -161,7 +161,8 @@ def _width(fraction: float) -> str:
 
 
 def _curves(document: Document, files: dict[str, bytes]) -> list[dict[str, Any]]:
-    from jaxrobust.report._figures import accuracy_figure, slug
+    from jaxrobust.report._chart import slug
+    from jaxrobust.report._figures import accuracy_figure
 
     shown = []
     norms = dict.fromkeys(norm for entry in document.entries for norm in entry.curves)
@@ -202,7 +203,8 @@ def _curves(document: Document, files: dict[str, bytes]) -> list[dict[str, Any]]
 
 def _smoothed(document: Document, files: dict[str, bytes]) -> list[dict[str, Any]]:
     """Accuracies certified with high probability against the radius, one figure a report."""
-    from jaxrobust.report._figures import slug, smoothed_bounds, smoothed_figure
+    from jaxrobust.report._chart import slug
+    from jaxrobust.report._figures import smoothed_bounds, smoothed_figure
 
     shown = []
     for i, entry in enumerate(document.entries):
@@ -234,7 +236,7 @@ def _smoothed(document: Document, files: dict[str, bytes]) -> list[dict[str, Any
 
 def _detected(document: Document, files: dict[str, bytes]) -> list[dict[str, Any]]:
     """Detectors: their numbers, and one figure each where an attack succeeded."""
-    from jaxrobust.report._figures import slug
+    from jaxrobust.report._chart import slug
 
     shown = []
     for k, found in enumerate(detections(document)):
@@ -249,14 +251,14 @@ def _detected(document: Document, files: dict[str, bytes]) -> list[dict[str, Any
 
 
 def _galleries(document: Document, files: dict[str, bytes]) -> list[dict[str, Any]]:
-    from jaxrobust.report._figures import (
+    from jaxrobust.report._chart import slug
+    from jaxrobust.report._gallery import (
         class_words,
         gallery,
         gallery_sheet,
         picture,
         prediction_words,
         scale_words,
-        slug,
     )
 
     shown = []
@@ -297,7 +299,8 @@ def _galleries(document: Document, files: dict[str, bytes]) -> list[dict[str, An
 
 
 def _trainings(document: Document, files: dict[str, bytes]) -> list[dict[str, Any]]:
-    from jaxrobust.report._figures import drawn_as, slug, training_figure, training_series
+    from jaxrobust.report._chart import slug
+    from jaxrobust.report._figures import drawn_as, training_figure, training_series
 
     shown = []
     for i, entry in enumerate(document.entries):
