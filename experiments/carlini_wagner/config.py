@@ -15,8 +15,8 @@ WIDTHS = {"mnist": (32, 64, 200), "cifar10": (64, 128, 256)}
 """Channels of the two pairs of convolutions, and width of the two dense layers (methods.md C)."""
 
 NETWORKS = ("natural", "initial", "teacher", "distilled")
-"""In the order in which they are trained. Teacher and student start from "initial", one epoch at
-the temperature, as in the released code; the attacks see "natural" and "distilled"."""
+"""In the order in which they are trained. Teacher and student start from "initial", one epoch with
+no temperature, as in the released code; the attacks see "natural" and "distilled"."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,7 +141,7 @@ def _measure(place: Place, entry: Entry, about: dict[str, Any]) -> dict[str, Any
         attack, logits_fn, x, y, None if entry.targets == "any" else target, seed=place.seed,
         folder=place.out / place.preset / "chunks", about=about,
     )  # fmt: skip
-    numbers = measure.summary(found, entry.norm, 9 if every else 1)
+    numbers = measure.summary(measure.cases(found, entry.norm, 9 if every else 1))
     if entry.targets == "any":
         numbers = {"best": numbers["average"]}
     if entry.name.startswith("transfer"):

@@ -93,25 +93,29 @@ def distances(x_adv: np.ndarray, x: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.asarray(jax.vmap(of)(delta), np.float64) for name, of in each.items()}
 
 
-def summary(found: dict[str, np.ndarray], norm: str, targets: int) -> dict[str, Any]:
-    """Mean distance over successes and share of successes: of each case, over the images.
+def cases(found: dict[str, np.ndarray], norm: str, targets: int) -> dict[str, np.ndarray]:
+    """Distance of each image, NaN where it failed: in the average case, or the best and the worst.
 
     Args:
-        found: Of `attacked`.
+        found: "success" and distances of each row.
         norm: The distance.
         targets: Rows an image: 1 (the average case) or 9, of which the best case is the nearest
             that was reached, and the worst the farthest, which fails where any target is missed.
     """
-    reached = found["success"].reshape(-1, targets)
-    distance = np.where(reached, found[norm].reshape(-1, targets), np.nan)
+    reached = np.asarray(found["success"]).reshape(-1, targets)
+    distance = np.where(reached, np.asarray(found[norm]).reshape(-1, targets), np.nan)
     if targets == 1:
-        return {"average": _case(distance[:, 0])}
-    some, all_of_them = reached.any(1), reached.all(1)
+        return {"average": distance[:, 0]}
     least = np.min(np.where(reached, distance, np.inf), axis=1)
     return {
-        "best": _case(np.where(some, least, np.nan)),
-        "worst": _case(np.where(all_of_them, np.max(distance, axis=1), np.nan)),
+        "best": np.where(reached.any(1), least, np.nan),
+        "worst": np.where(reached.all(1), np.max(distance, axis=1), np.nan),
     }
+
+
+def summary(of: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Mean distance over successes and share of successes, of each case."""
+    return {case: _case(distance) for case, distance in of.items()}
 
 
 def _case(distance: np.ndarray) -> dict[str, Any]:

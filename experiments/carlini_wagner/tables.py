@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments import records
-from experiments.carlini_wagner.evaluate import METHODS, OBJECTIVES
+from experiments.carlini_wagner import measure
+from experiments.carlini_wagner.evaluate import METHODS, OBJECTIVES, Place, logits_of
+from jaxrobust.identity import digest
 
 TABLE_3 = {
     "f1": ("4.35, 100", "5.21, 100", "4.11, 100"),
@@ -62,7 +67,7 @@ CASES = ("best", "average", "worst")
 
 def tables(folder: Path) -> dict[str, str]:
     """Markdown tables by their names in the README."""
-    found = records.read(folder)
+    found = _current(folder)
     return {
         "table 3": _table_3(found),
         "table 4 mnist": _cases(found, "mnist", "table 4", TABLE_4["mnist"]),
@@ -71,6 +76,20 @@ def tables(folder: Path) -> dict[str, str]:
         "table 6 cifar10": _cases(found, "cifar10", "table 6", TABLE_6["cifar10"]),
         "transfer": _transfer(found),
         "targets": _targets(found),
+    }
+
+
+def _current(folder: Path) -> dict[str, Any]:
+    """What is recorded of the networks kept beside the results, and of no other weights."""
+    place = Place(folder / "none", folder.parent, folder.name, 0)
+    found = records.read(folder)
+    of = {name: digest(net) for name in ("mnist natural", "mnist distilled")
+          if (net := logits_of(*name.split(), place)) is not None}  # fmt: skip
+    return {
+        name: content
+        for name, content in found.items()
+        if content["weights"] == of.get(content["network"], content["weights"])
+        and content.get("victim") in (None, of.get("mnist distilled"))
     }
 
 
@@ -122,27 +141,65 @@ def _targets(found: dict[str, Any]) -> str:
     for attacks in ORDER:
         held, seen = [], []
         for case in CASES:
-            means = [
-                _at(found, "mnist", "table 4", attack).get(case, {}).get("mean")
-                for attack in attacks
-            ]
-            if all(mean is not None for mean in means):
-                seen.append(case)
-                held += [case] if means == sorted(means) else []
-        shown = f"{', '.join(held) or 'never'} (of {', '.join(seen)})" if seen else ""
+            far = [_distances(found, "table 4", a, attacks[0]).get(case) for a in attacks]
+            if (common := _common(far)) is not None:
+                seen.append(f"{case}: {_means(common)}")
+                held += [case] if _in_order(common) else []
+        shown = f"{', '.join(held) or 'never'} ({'; '.join(seen)})" if seen else ""
         rows.append([" < ".join(attacks), "in each case", shown])
     for norm in AIMS:
         gains = []
         for case, printed, distilled in zip(
             CASES, TABLE_4["mnist"][norm], TABLE_6["mnist"][norm], strict=True
         ):
-            two = [_at(found, "mnist", table, norm).get(case) for table in ("table 4", "table 6")]
-            if all(two):
-                before, after = (one["mean"] for one in two)
+            tables = ("table 4", "table 6")
+            two = _common([_distances(found, table, norm, norm).get(case) for table in tables])
+            if two is not None:
+                (before, after), both = two, ~np.isnan(two).any(0)
                 paper = float(distilled.split(",")[0]) / float(printed.split(",")[0])
-                gains.append(f"{case} x{after / before:.2f} (paper: x{paper:.2f})")
+                gain = after[both].mean() / before[both].mean()
+                gains.append(f"{case} x{gain:.2f} ({both.sum()}; paper: x{paper:.2f})")
         rows.append([f"distillation, {norm}", "gains at most the paper's", "; ".join(gains)])
     return records.table(["", "target", "measured"], rows)
+
+
+def _distances(found: dict[str, Any], table: str, attack: str, norm: str) -> dict[str, Any]:
+    """Of an attack in a norm: the distance of each image by case, NaN where it failed."""
+    at: dict[str, Any] = {}
+    for kind in ("average ", "every ", ""):
+        content = found.get(f"mnist {table} {kind}{attack}")
+        if content is not None:
+            far = np.asarray(content["found"]["all"][norm])
+            rows = {"success": far >= 0, norm: far}
+            of = measure.cases(rows, norm, 9 if content["targets"] == "every" else 1)
+            at |= {"best": of["average"]} if content["targets"] == "any" else of
+    return at
+
+
+def _common(far: list[np.ndarray | None]) -> np.ndarray | None:
+    """The first images, on which all of several attacks were run; None where one was not."""
+    if any(one is None for one in far):
+        return None
+    least = min(len(one) for one in far if one is not None)
+    return np.stack([one[:least] for one in far if one is not None])
+
+
+def _in_order(far: np.ndarray) -> bool:
+    """Whether each attack succeeds at least as often as the next, and is nearer where both do."""
+
+    def better(first: np.ndarray, second: np.ndarray) -> bool:
+        both = ~np.isnan(first) & ~np.isnan(second)
+        as_often = np.isnan(first).sum() <= np.isnan(second).sum()
+        return bool(as_often and first[both].sum() <= second[both].sum())
+
+    return all(better(first, second) for first, second in itertools.pairwise(far))
+
+
+def _means(far: np.ndarray) -> str:
+    """Means over the rows in which all succeed."""
+    every = ~np.isnan(far).any(0)
+    shown = " < ".join(f"{mean:.3g}" for mean in far[:, every].mean(1)) if every.any() else "-"
+    return f"{shown} on {every.sum()}"
 
 
 def _transfer(found: dict[str, Any]) -> str:

@@ -37,9 +37,8 @@ def train(data: str, network: str, preset: str, out: Path, seed: int) -> None:
     key = jax.random.fold_in(jax.random.key(seed), NETWORKS.index(network))
     init_key, fit_key = jax.random.split(key)
     forward, frozen = jr.objectives.from_stateful_module(model.apply)
-    objective = jr.objectives.cross_entropy(
-        forward, temperature=1.0 if network == "natural" else TEMPERATURE
-    )
+    hot = network not in ("natural", "initial")
+    objective = jr.objectives.cross_entropy(forward, temperature=TEMPERATURE if hot else 1.0)
     if network == "distilled":
         params = _restored(folder_of(data, "teacher", preset, out))
         teacher = Partial(model.apply, {"params": params})

@@ -14,6 +14,8 @@ TRAINED = {("mnist", "linf"): 0.3, ("cifar10", "linf"): 8 / 255}
 def draw(folder: Path) -> None:
     """The panels whose numbers the folder holds."""
     found = records.read(folder)
+    if not any(name.startswith("figure 6") for name in found):
+        return
     figure, axes = plots.panels(len(FIGURE_6))
     for axis, ((data, norm), (networks, _)) in zip(axes, FIGURE_6.items(), strict=True):
         for number, network in enumerate(networks):

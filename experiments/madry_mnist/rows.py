@@ -182,6 +182,7 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
         if missing:
             print(f"{row.name}: {', '.join(missing)} is not trained", flush=True)
             continue
+        _forget_other_weights(place.folder, row.network, digest(logits_fn))
         about = row._asdict() | {
             "settings": ATTACKS[row.attack],
             "weights": digest(logits_fn),
@@ -195,6 +196,14 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
             functools.partial(measured, row, logits_fn, source, place),
             f"python -m experiments.madry_mnist --stage rows --preset {place.preset}",
         )  # fmt: skip
+
+
+def _forget_other_weights(folder: Path, network: str, weights: str) -> None:
+    """Remove what is recorded of a network before it was trained again: tables hold no mixture."""
+    for path in folder.glob("*.json"):
+        content = jr.files.read_json(path)
+        if content["network"] == network and content["weights"] != weights:
+            path.unlink()
 
 
 def measured(row: Row, logits_fn: Any, source: Any, place: Place) -> dict[str, Any]:
