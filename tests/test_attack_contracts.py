@@ -89,8 +89,12 @@ EXACTLY = {
 """Gradients and forwards of attacks that nothing stops, by hand."""
 
 AT_MOST = {
+    "boundary": (0, 1 + 100 + 10 + 2 * 400),  # the clean image, starts, bisections, two a step
+    "carlini_wagner_l0": ((6 + 6) * 40, (6 + 6) * 40 + 1),  # so many a pixel and a doubling of c
     "carlini_wagner_l2": (5 * 100, 5 * 100 + 1),  # searches of so many steps, and the clean image
+    "carlini_wagner_linf": ((54 + 9) * 60, (54 + 9) * 60 + 1),  # a limit and a doubling of c
     "deepfool": (50 * 2, 50 * 2 + 1),  # a gradient for each boundary of a step, and the clean image
+    "jsma": (3 + 1, 3 + 1 + 1),  # a pair of six features a step, the end, and the clean image
 }
 """The same of attacks that may end before."""
 

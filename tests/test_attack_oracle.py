@@ -130,26 +130,64 @@ def test_minimum_norm_targeted(name, norm, batch):
     np.testing.assert_array_equal(attack(logits_fn, x, target, key=KEY, target=y, **chosen), x)
 
 
+LONG = {
+    "l2": functools.partial(jr.attacks.carlini_wagner_l2, num_steps=1000, initial_c=1e-2),
+    "linf": functools.partial(
+        jr.attacks.carlini_wagner_linf, initial_c=1e-2, decrease_factor=0.99, abort_early=False
+    ),
+}
+"""Carlini and Wagner's attacks with about their published steps; in linf, with smaller ones."""
+
+
+@pytest.mark.parametrize("norm", LONG)
+def test_carlini_wagner_at_full_steps(norm):
+    """Within 2 % of every class that is there; so is the nearest, as an untargeted attack."""
+    logits_fn, _, _, x, y = affine()
+    found = jr.attacks.every_target(LONG[norm])(logits_fn, x[:4], y[:4], key=KEY)
+    best = np.take_along_axis(exact(norm)[:4], np.asarray(found.target), 1)
+    np.testing.assert_array_equal(found.success, np.isfinite(best))
+    far = np.stack([distance(norm, x[:4], x_adv) for x_adv in np.moveaxis(found.x_adv, 1, 0)], 1)
+    ratio = far[np.isfinite(best)] / best[np.isfinite(best)]
+    assert ratio.min() >= 1 - 1e-4
+    assert ratio.max() <= 1.02
+
+
+COARSE = {("square", "l2"), ("apgd", "l1")}
+"""Attacks whose smallest move is much of so small an image: a square of three pixels' width, a few
+of 15 entries. Where several classes are near, they halt before the best place between them."""
+
+
 @pytest.mark.parametrize(("name", "norm", "batch"), cases(n for n in ATTACKS if n not in UNAWARE))
 def test_within_a_ball(name, norm, batch):
-    """Two classes: with more, a search of few steps may follow the wrong one."""
-    logits_fn, _, _, x, y = affine(classes=2)
+    classes = 2 if (name, norm) in COARSE else 4
+    logits_fn, _, _, x, y = affine(classes)
     x, y = x[:batch], y[:batch]
-    eps = float(1.25 * exact(norm, classes=2)[np.arange(batch), 1 - y].max())
+    others = np.where(np.arange(classes) == y[:, None], np.inf, exact(norm, classes)[:batch])
+    eps = float(1.25 * others.min(1).max())
     x_adv = ATTACKS[name](logits_fn, x, y, key=KEY, ball=jr.Ball(norm, eps))
     assert (np.asarray(logits_fn(x_adv)).argmax(1) != y).all()
     assert (distance(norm, x, x_adv) <= eps * (1 + 1e-4)).all()
 
 
 CLIMBERS = {
+    "bim": functools.partial(jr.attacks.bim, num_steps=50, step_size=0.2),
     "pgd": functools.partial(jr.attacks.pgd, num_steps=50),
-    "apgd": functools.partial(jr.attacks.apgd, num_steps=50),
+    "apgd": functools.partial(jr.attacks.apgd, num_restarts=5, larger_eps=True),
+    "second_order": functools.partial(
+        jr.attacks.second_order, sigma=0.05, num_steps=50, num_samples=2
+    ),
     "square": functools.partial(jr.attacks.square, num_queries=1500),
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "norm"), [("pgd", "linf"), ("apgd", "l2"), ("pgd", "l1"), ("square", "linf")]
+    ("name", "norm"),
+    [
+        (name, norm)
+        for name in CLIMBERS
+        for norm in SPEAKS_OF.get(name, NORMS)
+        if (name, norm) not in COARSE
+    ],
 )
 def test_targets_within_a_ball(name, norm):
     """The wanted class a quarter beyond its exact distance, and never nearer than that."""
@@ -169,14 +207,15 @@ def test_targets_within_a_ball(name, norm):
         assert ((np.asarray(logits_fn(x_adv)).argmax(1) == target) == (factor > 1)).all()
 
 
-def test_autoattack_breaks_what_can_be_broken():
-    """The standard version at full length: all beyond the exact distance, and none before it."""
+@pytest.mark.parametrize(("version", "norm"), [("standard", "linf"), ("plus", "l2")])
+def test_autoattack_breaks_what_can_be_broken(version, norm):
+    """At full length: all beyond the exact distance, and none before it."""
     logits_fn, _, _, x, y = affine(classes=3, batch=3)
-    others = np.where(np.arange(3) == y[:, None], np.inf, exact("linf", 3, 3)).min(1)
+    others = np.where(np.arange(3) == y[:, None], np.inf, exact(norm, 3, 3)).min(1)
     for factor in (1.05, 0.99):
-        ball = jr.Ball("linf", jnp.asarray(factor * others, jnp.float32))
-        x_adv = jr.attacks.autoattack(logits_fn, x, y, key=KEY, ball=ball)
-        assert (distance("linf", x, x_adv) <= factor * others * (1 + 1e-4)).all()
+        ball = jr.Ball(norm, jnp.asarray(factor * others, jnp.float32))
+        x_adv = jr.attacks.autoattack(logits_fn, x, y, key=KEY, ball=ball, version=version)
+        assert (distance(norm, x, x_adv) <= factor * others * (1 + 1e-4)).all()
         assert ((np.asarray(logits_fn(x_adv)).argmax(1) != y) == (factor > 1)).all()
 
 

@@ -52,18 +52,27 @@ def test_one_attack_is_its_members_in_turn_and_is_traced_once():
     assert len(traces) == before + 1  # for the shape of its logits
 
 
-def test_its_members_spend_what_is_published():
-    """Of three classes: 100 steps of APGD, and of APGD and FAB to two targets; 5000 queries."""
+@pytest.mark.parametrize("version", ["standard", "plus"])
+def test_its_members_spend_what_is_published(version):
+    """Of three classes: 100 steps of APGD, and of APGD and FAB to two targets; 5000 queries.
+
+    "plus": five restarts of APGD on two losses, and of FAB with a gradient for each class.
+    """
     logits_fn, _, x, _ = problem(9, batch=1)
     spent = {
         "apgd-ce": (101, 2 * 101),  # a gradient and a forward at each point
         "apgd-t": (2 * 101, 4 * 101 + 1),  # and what the clean image is taken for
         "fab-t": (2 * 100, 2 * 100 * 2 + 6 + 1),  # the final search of 3 steps for each, likewise
         "square": (0, 5000),
-        "judged": (0, 1 + 4),  # the clean image, and each member's
     }
+    if version == "plus":
+        spent |= dict.fromkeys(("apgd-ce", "apgd-dlr"), (5 * 101, 5 * 2 * 101))
+        spent["fab"] = (5 * 100 * 3, 5 * 100 * 2 + 6)
+    assert spent.keys() == jr.attacks.autoattack_members(version).keys()
+    spent["judged"] = (0, 1 + len(spent))  # the clean image, and each member's
     of_all = tuple(sum(each) for each in zip(*spent.values(), strict=True))
-    assert count(jr.attacks.autoattack, logits_fn, x, 3, jr.Ball("linf", 0.1)) == of_all
+    attack = functools.partial(jr.attacks.autoattack, version=version)
+    assert count(attack, logits_fn, x, 3, jr.Ball("linf", 0.1)) == of_all
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

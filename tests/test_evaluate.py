@@ -214,6 +214,16 @@ def test_minimum_norm_attacks_inside_others_may_leave_the_ball(case):
         assert not jr.attacks.is_minimum_norm(attack)
 
 
+def test_an_attack_of_another_norm_is_told(case):
+    """Carlini and Wagner's l2 attack in linf leaves what a linf attack breaks; nobody is misled."""
+    logits_fn, _, x, y = case
+    least = jr.attacks.against(functools.partial(jr.attacks.carlini_wagner_l2, num_steps=50))
+    attacks = {"cw": jr.attacks.at_eps(least, 0.1), "fmn": jr.attacks.against(jr.attacks.fmn)}
+    (told,) = run(logits_fn, x, y, attacks=attacks, ball=jr.Ball("linf", 0.1)).findings
+    assert (told.name, told.severity) == ("other norm: cw", "note")
+    assert run(logits_fn, x, y, attacks=attacks, ball=jr.Ball("l2", 0.1)).findings == []
+
+
 def test_curve_over_eps_from_recorded_distances(case):
     logits_fn, _, x, y = case
     radii = (0.02, 0.05, 0.1, 0.15)

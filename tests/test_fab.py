@@ -107,7 +107,7 @@ def test_final_search_is_three_steps_of_false_position():
         return jnp.stack([jnp.zeros(()), x[0] ** 2 - 0.25])
 
     goal = runs.Goal(model, jr.losses.margin, jnp.array(0))
-    rule = runs.Rule(jr.Box(), "linf", 1, 1, 0.1, 1.05, 0.9, jr.gradients.exact)
+    rule = runs.Rule(jr.Box(), "linf", 1, 1, jnp.ones(()), 0.1, 1.05, 0.9, jr.gradients.exact)
     found = runs.final_search(goal, jnp.zeros(1), KEY, runs.Best(jnp.ones(1), jnp.ones(())), rule)
     near, far = 0.0, 1.0
     for _ in range(3):
@@ -136,12 +136,29 @@ def test_restarts_find_what_the_slope_at_the_clean_image_hides():
     np.testing.assert_allclose(again[~left], 0.9, atol=2e-3)
 
 
-def test_restarts_begin_at_half_the_least_distance():
-    rule = runs.Rule(jr.Box(0.0, 2.0), "l1", 1, 2, 0.1, 1.05, 0.9, jr.gradients.exact)
+def test_restarts_begin_within_half_of_their_radius():
+    """And within half of the least distance found."""
     x = jnp.full(60, 1.0)
-    for distance, radius in ((0.4, 0.2), (np.inf, 5.0)):
+    radius = jnp.asarray(10.0)
+    rule = runs.Rule(jr.Box(0.0, 2.0), "l1", 1, 2, radius, 0.1, 1.05, 0.9, jr.gradients.exact)
+    for distance, half in ((0.4, 0.2), (np.inf, 5.0)):
         start = runs._random_start(x, KEY, runs.Best(x, jnp.asarray(distance)), rule)
-        np.testing.assert_allclose(jnp.sum(jnp.abs(start - x)), radius, rtol=1e-5)
+        np.testing.assert_allclose(jnp.sum(jnp.abs(start - x)), half, rtol=1e-5)
+
+
+def test_the_radius_of_restarts_is_the_balls_or_the_authors():
+    logits_fn, _, x, y = problem(6, batch=2)
+    fab = functools.partial(jr.attacks.fab, num_steps=2, num_restarts=3)
+    find = functools.partial(fab, logits_fn, x, y, key=KEY)
+    ball = jr.Ball("linf", jnp.array([0.02, 0.3], jnp.float32))
+    handed = jr.attacks.against(fab)(logits_fn, x, y, key=KEY, ball=ball)
+    np.testing.assert_array_equal(handed, find(restart_radius=ball.eps))
+    wide = jr.Box(-1.0, 1.0)
+    authors = find(box=wide, norm="l2")
+    np.testing.assert_array_equal(authors, find(box=wide, norm="l2", restart_radius=2.0))
+    assert not np.array_equal(authors, find(box=wide, norm="l2", restart_radius=0.2))
+    with pytest.raises(ValueError, match="restart_radius must be finite"):
+        find(restart_radius=-1.0)
 
 
 def test_only_the_gap_of_two_logits_is_differentiated():

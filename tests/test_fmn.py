@@ -1,5 +1,7 @@
 """FMN against closed forms and a hand-worked schedule."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +79,21 @@ def test_long_l2_steps_do_not_get_stuck_at_the_box():
         ({"step_size": -1.0}, "step_size must be"),
         ({"norm": "l0"}, "norm must be one of"),
         ({"num_steps": 0}, "num_steps must be"),
-        ({"loss": jr.losses.cross_entropy}, "loss must be 0 where it begins to succeed"),
+        *(
+            ({"loss": loss}, "loss must be 0 where it begins to succeed")
+            for loss in (
+                jr.losses.cross_entropy,
+                functools.partial(jr.losses.cross_entropy),
+                jr.losses.soft_margin,
+                jr.losses.generalized_cross_entropy(0.7),
+                jr.losses.f1,
+                jr.losses.penalized(jr.losses.hinge, lambda outputs, y: jnp.zeros(())),
+            )
+        ),
+        (
+            {"loss": jr.losses.selective(jr.losses.f6, lambda outputs, y: jnp.zeros(()))},
+            "loss must not be losses.selective",
+        ),
     ],
 )
 @pytest.mark.usefixtures("untyped")
@@ -85,3 +101,17 @@ def test_wrong_settings_are_refused(wrong, message):
     logits_fn, _, x, y = problem(6)
     with pytest.raises(ValueError, match=message):
         jr.attacks.fmn(logits_fn, x, y, key=KEY, **wrong)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        jr.losses.confident(jr.losses.f6, 0.1),
+        jr.losses.penalized(jr.losses.f6, lambda outputs, y: jnp.zeros(())),
+        lambda outputs, y: 2 * jr.losses.margin(outputs, y),
+    ],
+)
+def test_losses_that_end_at_the_boundary_are_taken(loss):
+    logits_fn, _, x, y = problem(6)
+    x_adv = jr.attacks.fmn(logits_fn, x, y, key=KEY, loss=loss, num_steps=30)
+    assert (np.asarray(logits_fn(x_adv)).argmax(1) != y).all()

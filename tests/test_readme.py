@@ -23,7 +23,7 @@ def linear(seed):
 def test_the_examples_of_attacks_run():
     section = README.read_text().split("\n### Attacks\n")[1].split("\n### ")[0]
     blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     logits_fn = linear(0)
     x = np.random.default_rng(1).uniform(size=(2, 4, 4, 1)).astype(np.float32)
     y = np.asarray(logits_fn(x)).argmax(-1)

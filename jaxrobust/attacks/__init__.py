@@ -21,6 +21,7 @@ from jaxrobust.attacks._minimum_norm import (
     every_target,
     faces_all,
     is_minimum_norm,
+    minimised_norm,
 )
 from jaxrobust.attacks._reparametrize import reparametrize
 from jaxrobust.attacks._rotation_translation import rotation_translation
@@ -60,6 +61,7 @@ __all__ = [
     "is_minimum_norm",
     "is_transfer",
     "jsma",
+    "minimised_norm",
     "most_confusing",
     "on_alive",
     "pgd",

@@ -44,7 +44,8 @@ def autoattack(
         y: `(batch,)` true labels.
         key: Typed key, one or one a row.
         ball: The threat; `eps` a scalar or one a row.
-        version: "standard", "plus" or "rand"; see `autoattack_members`.
+        version: "standard", "plus" or "rand"; see `autoattack_members`. In l1 there is no Square,
+            and the ensemble is weaker than the authors'.
         chunk: Most rows attacked at once.
 
     Returns:

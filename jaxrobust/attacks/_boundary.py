@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import checks, losses
 from jaxrobust.attacks._lift import lift_free, reached
-from jaxrobust.attacks._minimum_norm import aim
+from jaxrobust.attacks._minimum_norm import aim, minimises
 from jaxrobust.loops import at_most
 from jaxrobust.threat import UNIT_BOX, Box, norm
 from jaxrobust.types import Images, Keys, Labels, LogitsFn
@@ -42,6 +42,7 @@ class _State(NamedTuple):
     source: _Window
 
 
+@minimises("l2")
 def boundary(
     logits_fn: LogitsFn,
     x: Images,

@@ -170,8 +170,8 @@ def check_descent(
         checks.check_radius(value, name)
         if not value > 0:
             raise ValueError(f"{name} must be positive; got {value}")
-    if initial_c > largest_c:
-        raise ValueError(f"initial_c must be at most {largest_c:g}; got {initial_c}")
+    if not initial_c < largest_c:
+        raise ValueError(f"initial_c must be below {largest_c:g}; got {initial_c}")
 
 
 def pick(which: Bool[Array, ""], new: Any, old: Any) -> Any:

@@ -22,7 +22,7 @@ from jaxrobust.attacks._box_descent import (
     variable_of,
 )
 from jaxrobust.attacks._lift import lift_free, reached
-from jaxrobust.attacks._minimum_norm import aim
+from jaxrobust.attacks._minimum_norm import aim, minimises
 from jaxrobust.gradients import Gradient
 from jaxrobust.loops import at_most
 from jaxrobust.losses import Loss
@@ -47,6 +47,7 @@ class _State(NamedTuple):
     distance: Float[Array, ""]  # of the best, squared, in widths of the box
 
 
+@minimises("l2")
 def carlini_wagner_l2(
     logits_fn: LogitsFn,
     x: Images,
@@ -75,6 +76,9 @@ def carlini_wagner_l2(
     Distances, c and the learning rate of the two methods without a change of variable are in widths
     of the box, so that the published constants hold for any box.
 
+    An untargeted attack ends at the boundary of a class that leads on its way, as in the authors'
+    code; where another is nearer, `every_target` finds it.
+
     Deviations from the authors' code: distances are taken from x itself, not from its image under
     the change of variable; an untargeted attack climbs towards the wrong class that leads at each
     step; progress is judged by each row's own objective. A success must exceed rounding.
@@ -99,7 +103,7 @@ def carlini_wagner_l2(
         num_searches: Values of c that are tried. With ten or more, the last repeats the smallest
             that succeeded.
         learning_rate: Of Adam.
-        initial_c: First c, at most 1e10.
+        initial_c: First c, below 1e10.
         kappa: Confidence: by how much the wanted logit must exceed all others.
         abort_early: End a search when the objective has not fallen by 1 part in 10 000 over a tenth
             of the steps. Where that tenth is short, Adam's first overshoot may look like an end.

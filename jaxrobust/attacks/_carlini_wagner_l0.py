@@ -24,7 +24,7 @@ from jaxrobust.attacks._box_descent import (
     variable_of,
 )
 from jaxrobust.attacks._lift import lift_free, reached
-from jaxrobust.attacks._minimum_norm import aim
+from jaxrobust.attacks._minimum_norm import aim, minimises
 from jaxrobust.gradients import Gradient
 from jaxrobust.loops import at_most
 from jaxrobust.losses import Loss
@@ -51,6 +51,7 @@ class _State(NamedTuple):
     best: Float[Array, "*d"]  # where the last round succeeded: the fewest pixels
 
 
+@minimises("l0")
 def carlini_wagner_l0(
     logits_fn: LogitsFn,
     x: Images,
@@ -100,7 +101,7 @@ def carlini_wagner_l0(
             of about 32 values of c, and commonly a small part of that.
         learning_rate: Of Adam.
         initial_c: First c.
-        largest_c: Where c stops to double.
+        largest_c: Where c stops to double; it is not tried itself.
         kappa: Confidence: by how much the wanted logit must exceed all others.
         abort_early: Double c too when the objective has not fallen by 1 part in 10 000 over a tenth
             of the steps, as the l2 attack does; not so in the authors' code, where most steps go
@@ -112,7 +113,7 @@ def carlini_wagner_l0(
         model is wrong (or gives the target) already.
 
     Raises:
-        ValueError: As `carlini_wagner_l2`; for an `initial_c` above `largest_c`.
+        ValueError: As `carlini_wagner_l2`; for an `initial_c` that is not below `largest_c`.
 
     References:
         Carlini and Wagner 2017, sec. VI-B (paper 001); their code; methods.md C.

@@ -24,15 +24,12 @@ from jaxrobust.attacks._box_descent import (
     variable_of,
 )
 from jaxrobust.attacks._lift import lift_free, reached
-from jaxrobust.attacks._minimum_norm import aim
+from jaxrobust.attacks._minimum_norm import aim, minimises
 from jaxrobust.gradients import Gradient
 from jaxrobust.loops import at_most
 from jaxrobust.losses import Loss
 from jaxrobust.threat import UNIT_BOX, Box
 from jaxrobust.types import Images, Keys, Labels, LogitsFn
-
-SHRINK = 0.9
-"""Factor of the limit after each success."""
 
 LEAST = 1 / 256
 """The limit at which nothing more is looked for, in widths of the box."""
@@ -52,6 +49,7 @@ class _State(NamedTuple):
     distance: Float[Array, ""]  # of the best, in widths of the box
 
 
+@minimises("linf")
 def carlini_wagner_linf(
     logits_fn: LogitsFn,
     x: Images,
@@ -66,17 +64,19 @@ def carlini_wagner_linf(
     learning_rate: float = 5e-3,
     initial_c: float = 1e-5,
     largest_c: float = 20.0,
+    decrease_factor: float = 0.9,
     kappa: float = 0.0,
     abort_early: bool = True,
     gradient: Gradient = gradients.exact,
 ) -> Float[Array, "batch *dims"]:
     """Carlini and Wagner's linf attack: Adam on `sum (|delta| - tau)^+ - c * loss`.
 
-    The limit tau starts at the width of the box. After each success within it, it becomes 0.9 times
-    itself or the distance found, whichever is smaller; the search goes on from that image. Where
-    `num_steps` steps do not succeed, c doubles; the row ends when c reaches `largest_c`, or tau
-    1/256 of the width. Rows are not in step with each other. Of all images seen that succeed, the
-    nearest comes back.
+    The limit tau starts at the width of the box. After each success within it, it becomes
+    `decrease_factor` times itself or the distance found, whichever is smaller; the search goes on
+    from that image. Where `num_steps` steps do not succeed, c doubles; the row ends when c reaches
+    `largest_c`, or tau 1/256 of the width. Rows are not in step with each other. Of all images seen
+    that succeed, the nearest comes back; it may be farther by a tenth than one towards the same
+    class need be, which a `decrease_factor` nearer to 1 makes less.
 
     Distances, c and units are those of `carlini_wagner_l2`, as are its deviations; another is that
     a success within the limit is told by class and penalty, so that losses that fall below 0 may be
@@ -94,10 +94,11 @@ def carlini_wagner_linf(
         loss: Untargeted loss of one example, to be maximised.
         method: How the image is kept in the box.
         num_steps: Steps of Adam for each c. A row takes at most `num_steps` for each of about 54
-            limits and 21 doublings of c, and commonly a small part of that.
+            limits (by default) and 21 doublings of c, and commonly a small part of that.
         learning_rate: Of Adam.
         initial_c: First c.
-        largest_c: Where c stops to double.
+        largest_c: Where c stops to double; it is not tried itself.
+        decrease_factor: Of the limit after each success, in (0, 1).
         kappa: Confidence: by how much the wanted logit must exceed all others.
         abort_early: Double c too when the objective has not fallen by 1 part in 10 000 over a tenth
             of the steps, as the l2 attack does; not so in the authors' code, where most steps go
@@ -109,7 +110,7 @@ def carlini_wagner_linf(
         model is wrong (or gives the target) already.
 
     Raises:
-        ValueError: As `carlini_wagner_l2`; for an `initial_c` above `largest_c`.
+        ValueError: As `carlini_wagner_l2`; for an `initial_c` that is not below `largest_c`.
 
     References:
         Carlini and Wagner 2017, sec. VI-C (paper 001); their code; methods.md C.
@@ -120,18 +121,21 @@ def carlini_wagner_linf(
     Array([[0.25, 0.25]], dtype=float32)
     """
     check_descent(loss, method, num_steps, learning_rate, initial_c, largest_c)
+    if not 0 < decrease_factor < 1:
+        raise ValueError(f"decrease_factor must lie in (0, 1); got {decrease_factor}")
     return lift_free(
         _search, logits_fn, x, y, key=key, box=box, target=target,
         loss=losses.confident(loss, kappa), method=method, num_steps=num_steps,
         learning_rate=float(learning_rate), initial_c=float(initial_c),
-        largest_c=float(largest_c), abort_early=bool(abort_early), gradient=gradient,
+        largest_c=float(largest_c), decrease_factor=float(decrease_factor),
+        abort_early=bool(abort_early), gradient=gradient,
     )  # fmt: skip
 
 
 def _search(
     model: Callable[..., Any], x: Array, y: Array, key: Array, *, target: Any = None, box: Box,
     loss: Loss, method: str, num_steps: int, learning_rate: float, initial_c: float,
-    largest_c: float, abort_early: bool, gradient: Gradient,
+    largest_c: float, decrease_factor: float, abort_early: bool, gradient: Gradient,
 ) -> Array:  # fmt: skip
     aimed, label = aim(loss, target), y if target is None else target
     width = box[1] - box[0]
@@ -156,7 +160,7 @@ def _search(
         best = jnp.where(better, at.x_adv, s.best)
         nearest = jnp.where(better, distance, s.distance)
         within = seen.success & (jnp.sum(excess) <= SLACK * s.c)
-        tau = SHRINK * jnp.minimum(s.tau, nearest)
+        tau = decrease_factor * jnp.minimum(s.tau, nearest)
         tighter = _State(
             variable_of(method, at.x_adv, x, box), adam_start(x), count, never, s.c, tau, best,
             nearest,
@@ -179,7 +183,7 @@ def _search(
         jnp.where(aimless, 0.0, number + 1), x, number + jnp.inf,
     )  # fmt: skip
     doublings = math.ceil(math.log2(largest_c / initial_c)) + 1
-    limits = math.ceil(math.log(LEAST) / math.log(SHRINK)) + 1
+    limits = math.ceil(math.log(LEAST) / math.log(decrease_factor)) + 1
     found = at_most(
         (doublings + limits) * num_steps, lambda s: (s.tau > LEAST) & (s.c < largest_c), step, start
     )

@@ -13,7 +13,7 @@ from jaxrobust import checks, gradients, losses
 from jaxrobust.attacks import _fab_runs as runs
 from jaxrobust.attacks._lift import lift_free, loss_of
 from jaxrobust.gradients import Gradient
-from jaxrobust.threat import NORMS, UNIT_BOX, Box
+from jaxrobust.threat import NORMS, UNIT_BOX, Box, check_box
 from jaxrobust.types import Images, Keys, Labels, LogitsFn, logits_of
 
 
@@ -28,6 +28,7 @@ def fab(
     target: Labels | None = None,
     num_steps: int = 100,
     num_restarts: int = 1,
+    restart_radius: Float[Array, "*batch"] | float | None = None,
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,
@@ -42,8 +43,8 @@ def fab(
     Deviations from the authors' code: with `target`, an image counts only if it is predicted as the
     target, and the boundary is the target's with whichever class leads (theirs is always that with
     y, and any wrong class counts, as in `fab_targeted`). The final search aims 0.1 % of the clean
-    image's gap past the boundary, where rounding does not undo it. Restarts begin at half the
-    least distance found so far, or half the authors' default radius. Peak memory: the Jacobian,
+    image's gap past the boundary, where rounding does not undo it. Restarts begin no farther than
+    half the least distance found so far. Peak memory: the Jacobian,
     batch x classes x (dims + what one backward pass of the model takes); with `target` some ten
     images a row beside the model's gradient.
 
@@ -58,6 +59,9 @@ def fab(
         target: `(batch,)` wanted classes; None where any wrong class will do.
         num_steps: Steps of a run: a gradient (a Jacobian without target) and a forward each.
         num_restarts: Runs, the first from the clean image.
+        restart_radius: The others begin at a random image at half this distance, a scalar or one a
+            row; None takes the authors' defaults, 0.3 (linf), 1 (l2) and 5 (l1) widths of the box.
+            In AutoAttack it is the ball's eps, which `against` hands on.
         alpha_max: Largest weight of the clean image's projection, in [0, 1].
         eta: Extrapolation of the projections, at least 1.
         beta: What is left of the perturbation after a success, in (0, 1).
@@ -77,7 +81,8 @@ def fab(
     Array([[0.25, 0.25]], dtype=float32)
     """
     rule = _checked(norm, num_steps, num_restarts, alpha_max, eta, beta, gradient)
-    return lift_free(_search, logits_fn, x, y, key=key, box=box, target=target, **rule)
+    radius = _radius(restart_radius, norm, box, x)
+    return lift_free(_search, logits_fn, x, y, key=key, box=box, target=target, rows=radius, **rule)
 
 
 def fab_targeted(
@@ -91,6 +96,7 @@ def fab_targeted(
     num_targets: int = 9,
     num_steps: int = 100,
     num_restarts: int = 1,
+    restart_radius: Float[Array, "*batch"] | float | None = None,
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,
@@ -114,6 +120,7 @@ def fab_targeted(
             taken.
         num_steps: Steps of a run, of which there are `num_targets * num_restarts`.
         num_restarts: See `fab`.
+        restart_radius: See `fab`.
         alpha_max: See `fab`.
         eta: See `fab`.
         beta: See `fab`.
@@ -135,9 +142,20 @@ def fab_targeted(
     """
     checks.check_count(num_targets, "num_targets")
     rule = _checked(norm, num_steps, num_restarts, alpha_max, eta, beta, gradient)
+    radius = _radius(restart_radius, norm, box, x)
     return lift_free(
-        _search_targets, logits_fn, x, y, key=key, box=box, num_targets=num_targets, **rule
-    )
+        _search_targets, logits_fn, x, y, key=key, box=box, rows=radius, num_targets=num_targets,
+        **rule,
+    )  # fmt: skip
+
+
+def _radius(given: Any, norm: str, box: Box, x: Any) -> dict[str, Any]:
+    """The restarts' radius as what a row is handed."""
+    check_box(box)
+    if given is None:
+        given = runs.RADII[norm] * (box[1] - box[0])
+    checks.check_radius(given, "restart_radius", len(x) if hasattr(x, "shape") else None)
+    return {"restart_radius": jnp.asarray(given, getattr(x, "dtype", None))}
 
 
 def _checked(

@@ -21,8 +21,8 @@ from jaxrobust.types import logits_of
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 """Norm of a slope that says how far away a boundary is."""
 
-START = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
-"""The authors' default radii, for random starts while nothing was found; in widths of the box."""
+RADII = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
+"""The authors' default radii, within half of which restarts begin; in widths of the box."""
 
 BEYOND = 1e-3
 """Share of the clean image's gap by which the final search goes past the boundary."""
@@ -44,6 +44,7 @@ class Rule(NamedTuple):
     norm: str
     num_steps: int
     num_restarts: int
+    restart_radius: Float[Array, ""]
     alpha_max: float
     eta: float
     beta: float
@@ -177,12 +178,12 @@ def _onto(z: Array, slope: Array, rise: Array, rule: Rule) -> Array:
 
 
 def _random_start(x: Array, key: Array, best: Best, rule: Rule) -> Array:
-    """At half the least distance found so far, and at most half the default radius."""
+    """At half the radius of restarts, and at most half the least distance found so far."""
     uniform = rule.norm == "linf"
     draw = (
         jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
         if uniform
         else jax.random.normal(key, x.shape, x.dtype)
     )
-    radius = jnp.minimum(best.distance, START[rule.norm] * (rule.box.high - rule.box.low))
+    radius = jnp.minimum(best.distance, rule.restart_radius)
     return jnp.clip(x + 0.5 * radius * draw / threat_norm(draw, rule.norm), *rule.box)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxrobust import checks, gradients, losses
 from jaxrobust.attacks._lift import lift_free, loss_of, reached
-from jaxrobust.attacks._minimum_norm import aim, untargeted
+from jaxrobust.attacks._minimum_norm import aim, weighable
 from jaxrobust.attacks._projections import within_l2
 from jaxrobust.gradients import Gradient
 from jaxrobust.losses import Loss
@@ -29,8 +29,8 @@ GAMMA_END = 0.001
 """What gamma falls to."""
 
 
-NOT_ZERO = (losses.cross_entropy, losses.hinge, losses.reverse_cross_entropy, losses.kl)
-"""Losses that say nothing about where the boundary is."""
+ZERO = (losses.margin, losses.dlr, losses.f2, losses.f3, losses.f6, losses.f7)
+"""Losses of this library that are 0 where they begin to succeed."""
 
 
 class _State(NamedTuple):
@@ -104,7 +104,10 @@ def fmn(
         raise ValueError(f"step_size must be positive; got {step_size}")
     if not 0 < gamma < 1:
         raise ValueError(f"gamma must lie in (0, 1); got {gamma}")
-    if untargeted(loss) in NOT_ZERO:
+    bare = losses.confident(weighable(loss), 0.0)
+    while (func := getattr(bare, "func", None)) is not None:
+        bare = func
+    if getattr(bare, "__module__", "").startswith(losses.__name__) and bare not in ZERO:
         raise ValueError(
             "loss must be 0 where it begins to succeed, such as losses.margin: the search takes it "
             f"for a distance to the boundary; got {loss!r:.80}"

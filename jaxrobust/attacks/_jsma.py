@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxrobust import checks, gradients, losses
 from jaxrobust.attacks._lift import lift_free, reached
-from jaxrobust.attacks._minimum_norm import aim
+from jaxrobust.attacks._minimum_norm import aim, minimises
 from jaxrobust.loops import at_most
 from jaxrobust.threat import UNIT_BOX, Box
 from jaxrobust.types import Images, Keys, Labels, LogitsFn, logits_of
@@ -24,6 +24,7 @@ class _State(NamedTuple):
     stuck: Bool[Array, ""]  # no pair raises the target and lowers the rest
 
 
+@minimises("l0")
 def jsma(
     logits_fn: LogitsFn,
     x: Images,

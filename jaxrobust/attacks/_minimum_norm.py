@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,12 +35,13 @@ MinimumNorm = Callable[..., Array]
 def against(attack: MinimumNorm, *, survivors_only: bool = False) -> Attack:
     """Put a minimum-norm attack into the common form, which names a ball.
 
-    The ball gives the box and, where the attack has a choice, the norm. Its radius is not looked
-    at: images come back at whatever distance they were found, which `evaluate` records. There it
-    runs on every image that the model gets right, also on those that attacks before it broke, so
-    one run gives accuracy against every eps (`Report.accuracy_at`). `evaluate` and `first_success`
-    count an image only after they have brought it into the ball. No image can be brought into a
-    `flow.FlowBall`: there `evaluate` says that no budget was kept.
+    The ball gives the box and, where the attack asks for them, the norm and the radius of restarts.
+    Else its radius is not looked at: images come back at whatever distance they were found, which
+    `evaluate` records. There it runs on every image that the model gets right, also on those that
+    attacks before it broke, so one run gives accuracy against every eps (`Report.accuracy_at`).
+    `evaluate` and `first_success` count an image only after they have brought it into the ball; in
+    a ball of another norm than the attack keeps small, `evaluate` says so. No image can be brought
+    into a `flow.FlowBall`: there `evaluate` says that no budget was kept.
 
     Args:
         attack: A minimum-norm attack, `functools.partial` for settings of its own.
@@ -60,7 +61,8 @@ def against(attack: MinimumNorm, *, survivors_only: bool = False) -> Attack:
     takes = checks.check_takes(
         attack, ("box",), "of minimum norm: one within a ball is in the common form already"
     )
-    return Partial(_Against("norm" in takes, survivors_only), as_partial(attack))
+    handed = tuple(sorted(takes & {"norm", "restart_radius"}))
+    return Partial(_Against(handed, survivors_only), as_partial(attack))
 
 
 def is_minimum_norm(attack: Any) -> bool:
@@ -73,6 +75,35 @@ def is_minimum_norm(attack: Any) -> bool:
     (True, False)
     """
     return any(isinstance(part, _Against) for part in made_of(attack))
+
+
+_MINIMISED: dict[Any, str] = {}
+_Attack = TypeVar("_Attack", bound=MinimumNorm)
+
+
+def minimises(norm: str) -> Callable[[_Attack], _Attack]:
+    """Say which norm a minimum-norm attack without a choice keeps small."""
+
+    def registered(attack: _Attack) -> _Attack:
+        _MINIMISED[attack] = norm
+        return attack
+
+    return registered
+
+
+def minimised_norm(attack: Any) -> str | None:
+    """Norm that an attack from `against` keeps small whatever the ball's; None where it follows it.
+
+    >>> from jaxrobust.attacks import carlini_wagner_l2, deepfool
+    >>> minimised_norm(against(functools.partial(carlini_wagner_l2, num_steps=100)))
+    'l2'
+    >>> minimised_norm(against(deepfool))
+    """
+    for part in made_of(attack):
+        if isinstance(getattr(part, "func", None), _Against):
+            inner = (one for one in made_of(part.args[0]) if isinstance(one, Hashable))
+            return next((_MINIMISED[one] for one in inner if one in _MINIMISED), None)
+    return None
 
 
 def faces_all(attack: Any) -> bool:
@@ -89,15 +120,16 @@ def faces_all(attack: Any) -> bool:
 class _Against:
     """The common form; equal objects, so that nothing is retraced."""
 
-    takes_norm: bool
+    handed: tuple[str, ...]
     survivors_only: bool
 
     def __call__(
         self, attack: MinimumNorm, logits_fn: LogitsFn, x: Any, y: Any, *, key: Any, ball: Threat
     ) -> Array:
         check_threat(ball, len(x) if hasattr(x, "shape") else None)
-        norm = {"norm": ball.norm} if self.takes_norm else {}
-        return attack(logits_fn, x, y, key=key, box=ball.box, **norm)
+        of_ball = {"norm": ball.norm, "restart_radius": ball.eps}
+        given = {name: of_ball[name] for name in self.handed}
+        return attack(logits_fn, x, y, key=key, box=ball.box, **given)
 
 
 def aim(loss: Loss, target: Any) -> Loss:
@@ -107,21 +139,37 @@ def aim(loss: Loss, target: Any) -> Loss:
 
 def check_balanced(loss: Any) -> None:
     """Refuse a loss that cannot be weighed against a distance: not 0 or more exactly on success."""
-    if not isinstance(untargeted(loss), losses.CarliniWagner):
+    if not isinstance(weighable(loss), losses.CarliniWagner):
         raise ValueError(
             "loss must be one of losses.f1 to f7, possibly inside losses.penalized: the search "
             f"relies on a loss that is 0 or more on success only; got {loss!r}"
         )
 
 
+def weighable(loss: Any) -> Loss:
+    """The loss without penalties; refuse one that jumps where it succeeds, and a targeted one."""
+    if any(isinstance(part, losses.selective) for part in _parts(loss)):
+        raise ValueError(
+            "loss must not be losses.selective, which is for attacks within a ball: take "
+            f"losses.penalized; got {loss!r:.80}"
+        )
+    return untargeted(loss)
+
+
 def untargeted(loss: Any) -> Loss:
     """The loss without penalties; refuse a targeted one: its classes would pass for true ones."""
-    inner = loss
-    while isinstance(inner, losses.targeted | losses.penalized):
-        if isinstance(inner, losses.targeted):
-            raise ValueError(f"loss must not be targeted: hand the classes to target; got {loss!r}")
-        inner = inner.loss
+    *around, inner = _parts(loss)
+    if any(isinstance(part, losses.targeted) for part in around):
+        raise ValueError(f"loss must not be targeted: hand the classes to target; got {loss!r}")
     return inner
+
+
+def _parts(loss: Any) -> list[Any]:
+    """A loss and those in it, from the outside in."""
+    parts = [loss]
+    while isinstance(parts[-1], losses.targeted | losses.penalized):
+        parts.append(parts[-1].loss)
+    return parts
 
 
 class EveryTarget(NamedTuple):

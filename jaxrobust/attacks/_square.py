@@ -60,7 +60,9 @@ def square(
     of n pixels. Squares that do not fit become rectangles, in linf of equal area.
 
     Deviations from the authors' code: each image has squares of its own (there all of a batch share
-    them), which may touch the last row and column; the start counts as a query.
+    them), which may touch the last row and column; the start counts as a query. In l2 a square's
+    channels keep the shares of the radius that they had, as in the publication's code; AutoAttack's
+    gives each channel the length of all, and scales the whole back.
     Memory: some seven images a row beside the model's forward pass.
 
     Args:

@@ -164,7 +164,9 @@ def made_of(attack: Any) -> Iterator[Any]:
         yield func
         if func in (_pinned, _at_most_confusing):
             attack = attack.args[0]
+            yield attack
         elif func in (_transferred, _through):
             attack = attack.args[1]
+            yield attack
         else:
             attack = func

@@ -199,6 +199,20 @@ def no_budget(name: str, newly: np.ndarray) -> list[Finding]:
     ]  # fmt: skip
 
 
+def other_norm(name: str, minimised: str, norm: str, left: float) -> list[Finding]:
+    """An attack keeps one norm small and was judged in another."""
+    return [
+        Finding(
+            f"other norm: {name}", left, 0.0, [],
+            f"{name} seeks the least change in {minimised}, and was judged in {norm}. Where it "
+            f"failed, changes may exist that are larger in {minimised} and within the ball: its "
+            "accuracy, and its curve over eps, are no more than upper bounds.",
+            f"Run attacks made for {norm} beside it (autoattack_members).",
+            "note",
+        )
+    ]  # fmt: skip
+
+
 def smoothed_contradiction(
     name: str, certified: np.ndarray, broken: np.ndarray, alpha: float
 ) -> list[Finding]:

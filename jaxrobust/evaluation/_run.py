@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxrobust import checks
 from jaxrobust._version import __version__
-from jaxrobust.attacks import faces_all, is_minimum_norm, is_transfer
+from jaxrobust.attacks import faces_all, is_minimum_norm, is_transfer, minimised_norm
 from jaxrobust.evaluation import _findings as findings
 from jaxrobust.evaluation._arguments import check, check_certificates
 from jaxrobust.evaluation._bench import Bench, spread
@@ -210,6 +210,9 @@ def evaluate(
         off = spread(n, rows, judged["outside"], False)
         if not is_minimum_norm(attack):
             found += findings.outside(name, off)
+        minimised = minimised_norm(attack)
+        if minimised is not None and minimised != ball.norm and ball.measured:
+            found += findings.other_norm(name, minimised, ball.norm, after[name])
         loose = is_minimum_norm(attack) and not ball.measured
         found += findings.no_budget(name, newly) if loose else []
         proof_broken |= newly & (not loose)
