@@ -308,8 +308,8 @@ def race(
         behind = row["robust_accuracy"] - row["peer_robust_accuracy"]
         good, row["alike"] = behind <= pair.within, abs(behind) <= pair.within
     return row | {
-        "meets": good, "first_s": first, "seconds": seconds["jaxrobust"], "peer_seconds": seconds["peer"],
-        "times_faster": times, "fast_enough": times >= pair.faster,
+        "meets": good, "first_s": first, "seconds": seconds["jaxrobust"],
+        "peer_seconds": seconds["peer"], "times_faster": times, "fast_enough": times >= pair.faster,
     }  # fmt: skip
 
 
