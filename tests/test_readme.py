@@ -33,7 +33,7 @@ def test_the_examples_of_attacks_run():
         "ball": jr.Ball("linf", 8 / 255), "key": jax.random.key(0),
     }  # fmt: skip
     for block in blocks:
-        exec(block, names)
+        exec(block.replace("spsa(64)", "spsa(4)").replace("eot(20)", "eot(2)"), names)
         assert "report" not in names or names["report"].findings == []
     assert (np.asarray(logits_fn(names["x_near"])).argmax(-1) != y).all()
     contrast = names["watched"](names["x_near"])[1]
@@ -59,7 +59,7 @@ def test_the_example_of_detectors_runs():
     assert [leaf.shape for leaf in names["model"](x)] == [(8, 10), (8, 64)]
     names["model"] = lambda x: (logits_fn(x), x.reshape(len(x), -1))  # quick to attack
     exec(blocks[1].replace("num_steps=500, num_searches=3", "num_steps=50, num_searches=1"), names)
-    assert names["report"].findings == []
+    assert [finding.severity for finding in names["report"].findings] == ["note"]  # C&W's norm
     assert names["found"].false_positive_rate is not None
     assert set(names["found"].detection_rate) == {"pgd", "densest", "C&W-wb"}
 
