@@ -43,13 +43,12 @@ def main(args: Args) -> None:
     if args.stage == "choose":
         choose.record(dataclasses.replace(place, data="mnist", split="held-out"), args.only)
     if args.stage in ("train", "all"):
-        every = config.SMOKE if args.preset == "smoke" else config.RECIPES
         if unknown := set(args.only) - config.RECIPES[args.data].keys():
             raise ValueError(
                 f"--only must name networks to train: {', '.join(config.RECIPES[args.data])}; "
                 f"got {', '.join(sorted(unknown))}"
             )
-        for name in args.only or every[args.data]:
+        for name in args.only or config.names(args.data, args.preset):
             print(args.data, name, flush=True)
             train.network(name, args.data, args.preset, args.out, args.seed)
     if args.stage == "train":

@@ -109,8 +109,21 @@ MNIST: dict[str, Recipe] = {
             ("natural", NATURAL), ("fgsm", Recipe("madry", 0.3, "fgsm")), ("madry", LONG),
         )
     },
+    "pgd-5 long": replace(LONG, num_steps=5, step=0.5, family="pgd"),
+    "pgd-40 at 0.008": Recipe("madry", 0.3, num_steps=40, step=STEP, family="pgd"),
+    "madry 0.3 at 0.008": LONG,
+    "yopo-5-10 at 0.004": Recipe("yopo", 0.3, step=STEP, passes=5, inner=10, family="yopo"),
 }  # fmt: skip
-"""By our names: the table of methods, more radii for MMA's table, and the capacity study."""
+"""By our names: the table of methods, more radii for MMA's table, the capacity study, and twins."""
+
+TWINS = {
+    "pgd-5 long": "pgd-5",
+    "pgd-40 at 0.008": "pgd-40",
+    "madry 0.3 at 0.008": "madry 0.3",
+    "yopo-5-10 at 0.004": "yopo-5-10",
+}
+"""Networks of the cpu preset alone that cost what another does: PGD-5 with steps of 2.5 eps / 5,
+and the learning rates that the others have not."""
 
 CIFAR10: dict[str, Recipe] = {
     "natural": NATURAL,
@@ -164,7 +177,7 @@ class Setting:
         rises: Share of the run over which eps rises from 0.
         augment: Whether images are cropped (padding 4) and flipped.
         weights: Of regularisers, by their names, where they are not the recipes'.
-        rates: Of methods with a rate of their own.
+        rates: Of networks with a rate of their own, by name.
         images: How many training images there are; all where None.
     """
 
@@ -228,7 +241,7 @@ CPU: dict[str, Setting] = {
     "mnist": Setting(
         "conv_small", 5, 128, "adam", 4e-3, rises=0.3,
         weights={"jacobian": 0.01, "input gradient": 5.0, "cross-Lipschitz": 0.1},
-        rates={"yopo": 8e-3},
+        rates=dict.fromkeys(("yopo-5-10", "pgd-40 at 0.008", "madry 0.3 at 0.008"), 8e-3),
     ),
     "cifar10": Setting("conv_small", 3, 128, "adam", 4e-3, rises=0.3, augment=True),
 }  # fmt: skip
@@ -265,6 +278,13 @@ CHOICES = {
 weight of each regulariser alone."""
 
 
+def names(data: str, preset: str) -> tuple[str, ...]:
+    """The networks of a preset."""
+    if preset == "smoke":
+        return SMOKE[data]
+    return tuple(name for name in RECIPES[data] if name not in TWINS or preset == "cpu")
+
+
 def setting(name: str, data: str, preset: str) -> Setting:
     """Network and schedule of a recipe.
 
@@ -273,7 +293,7 @@ def setting(name: str, data: str, preset: str) -> Setting:
     """
     recipe = RECIPES[data][name]
     if preset in ("cpu", "smoke"):
-        chosen = CPU[data]
+        chosen = replace(CPU[data], rate=CPU[data].rates.get(name, CPU[data].rate))
         return chosen if preset == "cpu" else replace(chosen, num_epochs=1, images=256)
     chosen = PAPER[data, recipe.family]
     if recipe.widths is not None:

@@ -152,6 +152,7 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
             "settings": {
                 name: train.settings(recipe, config.setting(name, place.data, place.preset))
                 for name, recipe in RECIPES[place.data].items()
+                if name not in config.TWINS
             },
         }  # fmt: skip
         make = functools.partial(speed.costs, place.data, place.preset)

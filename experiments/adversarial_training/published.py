@@ -55,7 +55,7 @@ AUTOATTACK = {
     ("mnist", "pgd-40"): "88.50 (Madry's secret network)",
     ("mnist", "trades"): "92.81",
     ("mnist", "mma"): "91.40, of 92.59 reported",
-    ("cifar10", "madry*"): "44.04 (Madry's network)",
+    ("cifar10", "madry 8"): "44.04 (Madry's network)",
     ("cifar10", "trades"): "53.08",
     ("cifar10", "mma 32"): "41.44",
     ("cifar10", "yopo-5-3"): "44.83, of 47.98 reported (WRN-34-10)",

@@ -22,7 +22,7 @@ def costs(data: str, preset: str) -> dict[str, Any]:
     steps longer, never shorter. One method after another, and again, so that a spell of other work
     hits all.
     """
-    names = config.SMOKE[data] if preset == "smoke" else RECIPES[data]
+    names = [name for name in config.names(data, preset) if name not in config.TWINS]
     ready = {name: _prepared(name, data, preset) for name in names}
     times: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(config.SIZES[preset].timed):

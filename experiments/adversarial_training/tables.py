@@ -95,7 +95,7 @@ def _methods(found: Found, data: str) -> str:
     long, margin, strong = LONG[data]
     rows = []
     for name in TABLE[data]:
-        of, cost = found.get(f"table {name}", {}), costs.get(name, {})
+        of, cost = found.get(f"table {name}", {}), costs.get(config.TWINS.get(name, name), {})
         rows.append([
             _marked(found, name),
             percent(of.get("clean")),
@@ -128,10 +128,10 @@ def _autoattack(found: Found, data: str, name: str) -> str:
 def _targets(found: Found) -> str:
     """What the project set itself, and what came out; with 95 % intervals."""
     costs = found.get("speed", {})
-    under = {name: right(found, name) for name in ("pgd-40", "yopo-5-10", "pgd-5", "trades")}
+    under = {name: right(found, name) for name in METHODS}
 
-    def behind(name: str) -> str:
-        best, other = under["pgd-40"], under[name]
+    def behind(name: str, leader: str = "pgd-40") -> str:
+        best, other = under[leader], under[name]
         if best is None or other is None:
             return ""
         lost = 100 * (best - other)  # image by image
@@ -150,6 +150,8 @@ def _targets(found: Found) -> str:
         share = f"{100 * costs['yopo-5-10']['step'] / costs['pgd-40']['step']:.0f} %"
     rows = [
         ["YOPO-5-10 behind PGD-40 training, under PGD-40", "at most 2 points", behind("yopo-5-10")],
+        ["the same, both at a rate of 0.004", "", behind("yopo-5-10 at 0.004")],
+        ["the same, both at a rate of 0.008", "", behind("yopo-5-10", "pgd-40 at 0.008")],
         ["its time, of PGD-40 training's", "at most 45 %", share],
         ["PGD-5 behind PGD-40 training, under PGD-40", "at least 5 points", behind("pgd-5")],
         ["TRADES under PGD-40", "at least 85 %", least("trades")],

@@ -67,15 +67,10 @@ def weight(recipe: Recipe, setting: Setting) -> float:
     return setting.weights.get(recipe.regulariser, recipe.weight)
 
 
-def rate(recipe: Recipe, setting: Setting) -> float:
-    """Learning rate at the start."""
-    return setting.rates.get(recipe.method, setting.rate)
-
-
 def settings(recipe: Recipe, setting: Setting) -> dict[str, Any]:
     """All that a training depends on besides its seed and code."""
     own = dataclasses.asdict(recipe) | dataclasses.asdict(setting)
-    own |= {"weight": weight(recipe, setting), "rate": rate(recipe, setting)}
+    own |= {"weight": weight(recipe, setting)}
     del own["weights"], own["rates"]
     return own
 
@@ -175,10 +170,10 @@ def validation(
 def optimizer(recipe: Recipe, setting: Setting, steps: int) -> optax.GradientTransformation:
     """Of a run of so many steps."""
     if setting.drops is None:
-        falling = optax.cosine_decay_schedule(rate(recipe, setting), steps)
+        falling = optax.cosine_decay_schedule(setting.rate, steps)
     else:
         drops = {round(share * steps): factor for share, factor in setting.drops}
-        falling = optax.piecewise_constant_schedule(rate(recipe, setting), drops)
+        falling = optax.piecewise_constant_schedule(setting.rate, drops)
     if setting.optimizer == "adam":
         return optax.adam(falling)
     kernels = lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
