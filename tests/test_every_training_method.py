@@ -1,6 +1,7 @@
 """What holds of every training method: schedules, gradients, and runs that go on."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -244,3 +245,23 @@ def test_a_failure_is_told_with_the_name_of_its_method(params, data):
         batch = Batch(jnp.asarray(x[:8]), jnp.asarray(y[:8] + 4), jnp.arange(8))
         out, _ = jax.jit(functools.partial(step_of, make(**numbers)))(params, batch)
         assert np.isnan(out.loss)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_what_is_no_forward_function_is_told():
+    """A Flax module's bare `apply`, nothing at all, a function of the images alone."""
+    module, pgd, ball = jr.models.mlp((3,)), jr.attacks.pgd, jr.Ball("linf", 0.1)
+    made = "forward must be a function of (params, model_state, x), which objectives.from_module"
+    x, y = np.full((4, 2, 2, 1), 0.5, np.float32), np.zeros(4, int)
+    params = module.init(jax.random.key(0), x)["params"]
+    for forward in (module.apply, None, lambda x: x):
+        with pytest.raises(ValueError, match=re.escape(made)):
+            jr.objectives.cross_entropy(forward)
+        adversarial = jr.objectives.madry(forward, pgd, ball=ball)
+        with pytest.raises(ValueError, match=re.escape(made)):
+            jr.train.fit(
+                adversarial, params, optax.sgd(0.1), (x, y), key=jax.random.key(0), num_epochs=1,
+                batch_size=4,
+            )  # fmt: skip
+    with pytest.raises(ValueError, match=r"eps must be an optax schedule.* got 0.1"):
+        jr.objectives.scheduled(lambda eps: None, eps=0.1)

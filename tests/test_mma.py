@@ -230,6 +230,10 @@ def test_training_widens_margins_and_a_resumed_run_ends_in_the_same_bits(tmp_pat
         ({"clean_weight": 1.0}, "clean_weight must lie in"),
         ({"eps_min": 0.3}, "eps_min must be at most d_max; got 0.3"),
         ({"eps_min": 0.0}, "eps_min must be positive"),
+        (
+            {"attack": functools.partial(jr.attacks.adaptive_norm_pgd, norm="l2")},
+            "attack must leave norm, radius and d_max to mma.* got norm",
+        ),
         ({"d_max": np.inf}, "d_max must be finite"),
         ({"box": (1.0, 0.0)}, "box must be a pair"),
     ],

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint
 import pytest
 from quick import CACHE, FLAGS
 
@@ -204,16 +205,49 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(tmp_path):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:7])
     assert np.isfinite(jr.train.restore(tmp_path)[0]["w"]).all()
-    again = fit(x, y, params, objective, directory=tmp_path, resume=True)
+    with pytest.warns(UserWarning, match=rf"cannot be read were moved to .*step {newest.name}: "):
+        again = fit(x, y, params, objective, directory=tmp_path, resume=True)
     np.testing.assert_array_equal(again.params["w"], done.params["w"])
+    assert (tmp_path / "unreadable-checkpoints" / newest.name).is_dir()
     (tmp_path / "run.json").write_text('{"half')
     with pytest.raises(ValueError, match=r"run\.json is damaged"):
         fit(x, y, params, objective, directory=tmp_path, resume=True)
 
 
+def test_what_cannot_be_read_today_is_not_thrown_away(tmp_path, monkeypatch):
+    x, y, params, objective = small()
+    done = fit(x, y, params, objective, directory=tmp_path)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+
+    def failing(*args, **kwargs):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(orbax.checkpoint.CheckpointManager, "restore", failing)
+        with pytest.raises(ValueError, match=r"none can \(step .*Input/output error.*Nothing was"):
+            fit(x, y, params, objective, directory=tmp_path, resume=True)
+    assert files == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    again = fit(x, y, params, objective, directory=tmp_path, resume=True)
+    np.testing.assert_array_equal(again.params["w"], done.params["w"])
+
+
+def test_another_training_method_is_no_resumption(tmp_path):
+    x, y, params, objective = small()
+    fit(x, y, params, objective, directory=tmp_path)
+    twice = jr.objectives.add(objective, objective)
+    with pytest.raises(ValueError, match=r"was started with objective .*cross_entropy; got .* \+ "):
+        fit(x, y, params, twice, directory=tmp_path, resume=True)
+
+
 @pytest.mark.usefixtures("untyped")
 def test_wrong_input_is_refused():
     x, y, params, objective = small()
+    with pytest.raises(ValueError, match="objective must be one of"):
+        fit(x, y, params, jr.objectives.cross_entropy)
+    with pytest.raises(ValueError, match=r"optimizer must be one of optax.* got float"):
+        jr.train.fit(
+            objective, params, 0.1, (x, y), key=jax.random.key(0), num_epochs=1, batch_size=8
+        )
     with pytest.raises(ValueError, match="batch_size must be at most"):
         fit(x, y, params, objective, batch_size=97)
     with pytest.raises(ValueError, match="num_epochs"):
@@ -225,7 +259,7 @@ def test_wrong_input_is_refused():
     for key in (0, None, np.zeros(2, np.uint32), jax.random.PRNGKey(0)):
         with pytest.raises(ValueError, match="typed key"):
             fit(x, y, params, objective, key=key)
-    with pytest.raises(FloatingPointError, match="loss is nan"):
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 1 .*labels beyond"):
         fit(x, y + 1, params, objective)  # a class that the model does not have
     fit(2 * x - 1, y, params, objective, box=jr.Box(-1.0, 1.0))
     common = {"key": jax.random.key(0), "num_epochs": 1, "batch_size": 8}

@@ -216,10 +216,13 @@ def test_training_survives_a_resume_and_withstands_pgd(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stem": None}, "stem must be a function, of a model in two parts"),
-        ({"trunk": None}, "trunk must be a function, of a model in two parts"),
+        ({"stem": None}, r"stem must be a function of \(params, x\), which .*from_split_module"),
         ({"stem": lambda params, x: (x, x)}, "stem must return one array"),
         ({"stem": lambda params, x: x.sum()}, "stem must return one array"),
+        ({"stem": forward, "trunk": forward}, r"stem must be a function of \(params, x\)"),
+        ({"stem": trunk, "trunk": stem}, r"stem must be a function of \(params, x\)"),
+        ({"trunk": stem}, r"trunk must be a function of \(params, model_state, hidden\)"),
+        ({"trunk": None}, r"trunk must be given: .*from_split_module"),
         ({"m": 0}, "m must be"),
         ({"n": 2.5}, "n must be"),
         ({"ball": 0.3}, "ball must be"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -36,6 +37,31 @@ def from_module(apply: Callable[..., Any]) -> Forward:
     return forward
 
 
+def check_forward(forward: Any) -> None:
+    """Refuse what is no forward function, and a Flax module's bare `apply`."""
+    made = "which objectives.from_module(module.apply) makes"
+    check_function(forward, "forward", ("params", "model_state", "x"), made)
+
+
+def check_function(function: Any, name: str, takes: tuple[str, ...], made: str) -> None:
+    """Refuse what cannot be called with these arguments by position; `made` says where it is had.
+
+    A first argument called `variables` is that of a Flax module's method.
+    """
+    try:
+        signature = inspect.signature(function)
+        signature.bind(*takes)
+        fits = next(iter(signature.parameters)) != "variables"
+    except TypeError:
+        fits = False
+    except ValueError:  # not every callable has a signature
+        return
+    if not fits:
+        raise ValueError(
+            f"{name} must be a function of ({', '.join(takes)}), {made}; got {function!r:.60}"
+        )
+
+
 def frozen_model(
     forward: Forward, eval_forward: Forward | None, params: PyTree, model_state: PyTree
 ) -> LogitsFn:
@@ -54,6 +80,7 @@ def frozen_model(
     >>> frozen_model(lambda p, s, x: (x * p, s), None, 2.0, {})(jnp.ones(1))
     Array([2.], dtype=float32)
     """
+    check_forward(forward)
     if eval_forward is None and jax.tree.leaves(model_state):
         raise ValueError(
             "eval_forward must be given for a model with a state (batch statistics): the "
@@ -157,6 +184,7 @@ class OnePass:
     """
 
     def __init__(self, forward: Forward, loss: BatchLoss) -> None:
+        check_forward(forward)
         self.forward, self.loss = forward, loss
         self.__qualname__ = _name_of(loss)  # `fit` names by it what failed
 
@@ -190,6 +218,7 @@ def mean_loss(
         targets: What the loss is handed for each row: `batch.y`, or probabilities.
         accuracy: Name under which the accuracy, by `batch.y`, appears among the metrics.
     """
+    check_forward(forward)
 
     def mean(params: PyTree, model_state: PyTree, state: PyTree, batch: Batch) -> tuple[Array, Out]:
         outputs, new_state = forward(params, model_state, batch.x)

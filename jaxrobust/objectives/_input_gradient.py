@@ -20,9 +20,11 @@ def input_gradient(
 
     A regulariser alone, to be added to a loss. The released code takes `lambda / 2` times the
     squared derivative of the mean loss of a batch of 256, where this weight is `lambda / (2 *
-    256)`: its 56 234 are 110 here, and another batch size needs no other weight. With the
-    natural step it is added to, it costs some 2.6 natural steps (`madry_cnn`, CPU). On what it is
-    made of, batch statistics and the model's state see `jacobian`.
+    256)`: its 56 234 are 110 here, and another batch size needs no other weight. That may be far
+    too much: small networks become constant under 110; on MNIST 5 did best of 1, 5 and 25
+    (`experiments/adversarial_training`). Choose it on held-out images. With the natural step it is
+    added to, it costs some 2.6 natural steps (`madry_cnn`, CPU). On what it is made of, batch
+    statistics and the model's state see `jacobian`.
 
     Args:
         forward: `(params, model_state, x) -> (outputs, model_state)`.

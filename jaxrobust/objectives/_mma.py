@@ -100,6 +100,12 @@ def mma(
     takes = checks.check_takes(
         attack, ("box",), "which seeks the least distance: attacks.adaptive_norm_pgd, say"
     )
+    given = getattr(attack, "keywords", {}).keys() & {"norm", "radius", "d_max"}
+    if given:
+        raise ValueError(
+            f"attack must leave norm, radius and d_max to mma, which hands them on; got "
+            f"{', '.join(sorted(given))}: give norm and d_max to mma"
+        )
     reach = REACH * d_max
 
     def init(params: PyTree, key: Key[Array, ""]) -> MmaState:

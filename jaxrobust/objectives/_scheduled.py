@@ -39,7 +39,7 @@ def scheduled(make: Callable[..., Objective], **schedules: Schedule) -> Objectiv
         An objective with its metrics and each number, as of that step, under its name.
 
     Raises:
-        ValueError: If there is no schedule.
+        ValueError: If there is no schedule, or one is no function.
 
     >>> import jax, optax
     >>> from jaxrobust.objectives import gaussian_augmentation
@@ -55,6 +55,12 @@ def scheduled(make: Callable[..., Objective], **schedules: Schedule) -> Objectiv
     """
     if not schedules:
         raise ValueError("schedules must hold at least one schedule by name; got none")
+    for name, schedule in schedules.items():
+        if not callable(schedule):
+            raise ValueError(
+                f"{name} must be an optax schedule, step -> number; got {schedule!r}: a constant "
+                "is optax.constant_schedule, or goes into make"
+            )
 
     def now(step: Array) -> dict[str, Array]:
         return {name: jnp.asarray(schedule(step)) for name, schedule in schedules.items()}

@@ -10,7 +10,7 @@ from jaxtyping import Array, Key, PyTree
 
 from jaxrobust import checks, gradients, losses
 from jaxrobust.losses import Loss
-from jaxrobust.objectives._base import Forward
+from jaxrobust.objectives._base import Forward, check_function
 from jaxrobust.objectives._split import Stem
 from jaxrobust.threat import Ball, check_ball
 from jaxrobust.types import Batch, Objective, Out, logits_of, row_keys
@@ -18,7 +18,7 @@ from jaxrobust.types import Batch, Objective, Out, logits_of, row_keys
 
 def yopo(
     stem: Stem,
-    trunk: Forward,
+    trunk: Forward | None = None,
     m: int = 5,
     n: int = 10,
     *,
@@ -66,12 +66,11 @@ def yopo(
     References:
         Zhang et al. 2019, "You Only Propagate Once" (paper 001); methods.md H.
     """
-    for name, part in (("stem", stem), ("trunk", trunk)):
-        if not callable(part):
-            raise ValueError(
-                f"{name} must be a function, of a model in two parts (see from_split_module); got "
-                f"{type(part).__name__}"
-            )
+    made = "which objectives.from_split_module(module) returns"
+    if trunk is None:
+        raise ValueError(f"trunk must be given: stem and trunk are a model in two parts, {made}")
+    check_function(stem, "stem", ("params", "x"), made)
+    check_function(trunk, "trunk", ("params", "model_state", "hidden"), made)
     checks.check_count(m, "m")
     checks.check_count(n, "n")
     check_ball(ball)

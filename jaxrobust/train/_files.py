@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +71,7 @@ class Run:
         data: tuple[Any, Any],
         batch_size: int,
         repeats: int,
+        objective: str,
     ) -> None:
         self.manager: Any = None
         self.saved: Path | None = None
@@ -87,6 +90,7 @@ class Run:
             "data": digest(list(data)),
             "batch_size": batch_size,
             "repeats": repeats,
+            "objective": objective,
             "state": _shapes(state),
         }
         path = folder / "run.json"
@@ -99,6 +103,8 @@ class Run:
             stored = files.read_json(path)
             for name, ours in identity.items():
                 theirs = stored.get(name, NOT_SAID.get(name))
+                if name == "objective" and theirs is None:  # of a run that does not say
+                    continue
                 if theirs != ours:
                     raise ValueError(_mismatch(directory, name, theirs, ours))
         else:
@@ -110,7 +116,7 @@ class Run:
         """The last checkpoint, and the metrics logged up to it."""
         if self.manager is None:
             return state, []
-        last = None
+        last, unread = None, {}
         abstract = jax.tree.map(_abstract, _asked_for(state))
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
@@ -118,8 +124,9 @@ class Run:
                 state = TrainState(**self.manager.restore(step, args=args))
                 last, self.saved = step, self.checkpoints / str(step)
                 break
-            except Exception:  # a damaged checkpoint, in whichever way: the one before it will do
-                self.manager.delete(step)
+            except Exception as error:  # damaged, in whichever way: the one before it will do
+                unread[step] = f"{type(error).__name__}: {error}".splitlines()[0]
+        self._set_aside(unread, last)
         # Lines after the checkpoint, and a half-written last one, will be written again.
         kept = []
         for line in self.lines.read_text().splitlines() if self.lines.exists() else []:
@@ -134,6 +141,28 @@ class Run:
         partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
         partial.replace(self.lines)
         return state, kept
+
+    def _set_aside(self, unread: dict[int, str], last: int | None) -> None:
+        """Move checkpoints that cannot be read out of the way, and say so; never delete one."""
+        if not unread:
+            return
+        words = "; ".join(f"step {step}: {error}" for step, error in unread.items())
+        if last is None:
+            raise ValueError(
+                f"directory must hold a checkpoint that can be read; in {self.checkpoints} none "
+                f"can ({words}). Nothing was changed: try again, or begin in another directory"
+            )
+        aside = self.checkpoints.parent / "unreadable-checkpoints"
+        aside.mkdir(exist_ok=True)
+        for step in unread:
+            shutil.rmtree(aside / str(step), ignore_errors=True)
+            (self.checkpoints / str(step)).rename(aside / str(step))
+        self.manager.reload()
+        warnings.warn(
+            f"going on from step {last}: checkpoints that cannot be read were moved to {aside} "
+            f"({words})",
+            stacklevel=4,
+        )
 
     def log(self, epoch: int, step: int, values: dict[str, Any]) -> dict[str, Any]:
         """Append one line of metrics."""

@@ -128,6 +128,15 @@ def fit(
             50 steps later, with its name, its step, the objective, that step's metrics and the last
             good checkpoint; a label beyond the model's classes shows as a loss of NaN.
     """
+    if not isinstance(objective, Objective):
+        raise ValueError(
+            f"objective must be one of jaxrobust.objectives; got {type(objective).__name__}"
+        )
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(
+            "optimizer must be one of optax, such as optax.adam(1e-3); got "
+            f"{type(optimizer).__name__}"
+        )
     x, y = checks.images_and_labels(data)
     checks.check_images(x, box, "data[0]")
     checks.check_labels(y, x.shape[0], name="data[1]")
@@ -152,7 +161,7 @@ def fit(
         None if ema_decay is None else jax.tree.map(jnp.copy, weights),
         None if select is None else no_best(weights),
     )  # fmt: skip
-    run = Run(directory, resume, state, key, (x, y), batch_size, repeats)
+    run = Run(directory, resume, state, key, (x, y), batch_size, repeats, objective.name)
     state, metrics = run.restore(state)
 
     @jax.jit

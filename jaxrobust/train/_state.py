@@ -106,9 +106,17 @@ def mean_metrics(pending: list[dict[str, Array]], step: int, doing: str) -> dict
         for name, value in metrics.items():
             if not np.isfinite(value):
                 shown = ", ".join(f"{key} {float(v):.4g}" for key, v in metrics.items())
+                at = step - len(values) + i + 1
+                cause = "a lower learning rate or a warm-up of eps may help"
+                if at == 1:
+                    cause = (
+                        "at the first step, look for labels beyond the model's classes, an "
+                        "objective's num_examples below the number of images, and parameters that "
+                        "are not finite"
+                    )
                 raise FloatingPointError(
-                    f"{name} is {value} at step {step - len(values) + i + 1} {doing}; metrics of "
-                    f"that step: {shown} (a lower learning rate or a warm-up of eps may help)"
+                    f"{name} is {value} at step {at} {doing}; metrics of that step: {shown} "
+                    f"({cause})"
                 )
     return {name: float(np.mean([m[name] for m in values])) for name in values[0]}
 
