@@ -1,4 +1,4 @@
-"""Every table of an experiment has its place in the experiment's README."""
+"""The tables of an experiment's README: each has its place, and says what is recorded."""
 
 import importlib
 from pathlib import Path
@@ -8,25 +8,39 @@ import pytest
 from experiments import records
 
 ROOT = Path(records.__file__).parent
+FOLDERS = {
+    "adversarial_training": "cpu/test",
+    "carlini_wagner": "cpu",
+    "gradient_masking": "cpu",
+    "madry_mnist": "cpu/rows",
+    "neural_ode": "cpu",
+    "pdm": "cpu",
+    "second_order": "cpu/test",
+    "spatial": "cpu/test",
+}
+"""Where the numbers of a README's tables are, in the experiment's results."""
+
+every = pytest.mark.parametrize("name", FOLDERS)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "adversarial_training",
-        "carlini_wagner",
-        "gradient_masking",
-        "madry_mnist",
-        "neural_ode",
-        "pdm",
-        "second_order",
-        "spatial",
-    ],
-)
+def tables_of(name, folder):
+    return importlib.import_module(f"experiments.{name}.tables").tables(folder)
+
+
+@every
 def test_tables_find_their_places(name, tmp_path):
-    tables = importlib.import_module(f"experiments.{name}.tables").tables(tmp_path)
+    folder = tmp_path / "cpu"
+    tables = tables_of(name, folder)
     readme = tmp_path / "README.md"
     readme.write_text((ROOT / name / "README.md").read_text())
     records.show(tables, readme, "cpu")
     written = readme.read_text()
     assert all(table in written for table in tables.values())
+
+
+@every
+def test_readmes_say_what_is_recorded(name):
+    tables = tables_of(name, ROOT / name / "results" / FOLDERS[name])
+    written = (ROOT / name / "README.md").read_text()
+    for title, table in tables.items():
+        assert f"<!-- {title} -->\n{table}<!-- end -->" in written, title

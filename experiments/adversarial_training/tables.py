@@ -59,7 +59,8 @@ def _choices(found: Found) -> str:
     """What each value left of held-out images; that of the cpu preset is bold."""
     rows = []
     for what, choice in config.CHOICES.items():
-        used = train.settings(config.MNIST[choice.recipe], config.CPU["mnist"])
+        setting = config.setting(choice.recipe, "mnist", "cpu")
+        used = train.settings(config.MNIST[choice.recipe], setting)
         chosen = used["rate" if what.startswith("rate") else "weight"]
         for one in found.get(f"choice {what}", {}).get("found", []):
             value = f"{one['value']:g}"
@@ -225,16 +226,16 @@ def _bilateral(found: Found) -> str:
 
 
 def _capacity(found: Found) -> str:
-    """Accuracies by width and training, and the loss that each was trained on."""
+    """Accuracies by width and training, and the loss on test images attacked as in training."""
     rows = []
-    trained_on = {"natural": "clean", "fgsm": "FGSM", "madry": "PGD-40"}
-    for method, attack in trained_on.items():
+    like_its = {"natural": "clean", "fgsm": "FGSM", "madry": "PGD-40"}
+    for method, attack in like_its.items():
         for scale in config.SCALES:
             of = found.get(f"capacity {method} x{scale}", {})
-            shown = [percent(of["accuracy"][k]) if of else "" for k in trained_on.values()]
+            shown = [percent(of["accuracy"][k]) if of else "" for k in like_its.values()]
             loss = f"{of['loss'][attack]:.3f}" if of else ""
             rows.append([method, f"{scale}", *shown, loss])
-    head = ["training", "scale", "clean, %", "FGSM", "PGD-40", "loss it was trained on"]
+    head = ["training", "scale", "clean, %", "FGSM", "PGD-40", "loss under its attack"]
     return records.table(head, rows)
 
 
