@@ -191,7 +191,7 @@ FIXED = {
         forward, moved_up, ball=linf(0.1), labels=objectives.smoothed_labels(0.3)
     ),
     "trades": objectives.trades(forward, moved_up, ball=linf(0.1), beta=3.0),
-    "yopo": objectives.yopo(stem, trunk, 3, 2, ball=linf(0.1), step_size=0.0),
+    "yopo": objectives.yopo(stem, trunk, 3, 2, ball=linf(0.1), step_size=0.02),
     "free": objectives.free(forward, ball=linf(0.1), shape=SHAPE),
     "jacobian": objectives.jacobian(forward, weight=0.1),
     "one projection": objectives.jacobian(forward, weight=0.1, num_projections=1),
