@@ -44,9 +44,9 @@ def fab(
     target, and the boundary is the target's with whichever class leads (theirs is always that with
     y, and any wrong class counts, as in `fab_targeted`). The final search aims 0.1 % of the clean
     image's gap past the boundary, where rounding does not undo it. Restarts begin no farther than
-    half the least distance found so far. Peak memory: the Jacobian,
-    batch x classes x (dims + what one backward pass of the model takes); with `target` some ten
-    images a row beside the model's gradient.
+    half the least distance found so far. Peak memory: the Jacobian, batch x classes x (dims + what
+    one backward pass of the model takes); with `target` some ten images a row beside the model's
+    gradient.
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`; see `per_example`.

@@ -35,13 +35,14 @@ MinimumNorm = Callable[..., Array]
 def against(attack: MinimumNorm, *, survivors_only: bool = False) -> Attack:
     """Put a minimum-norm attack into the common form, which names a ball.
 
-    The ball gives the box and, where the attack asks for them, the norm and the radius of restarts.
-    Else its radius is not looked at: images come back at whatever distance they were found, which
-    `evaluate` records. There it runs on every image that the model gets right, also on those that
-    attacks before it broke, so one run gives accuracy against every eps (`Report.accuracy_at`).
-    `evaluate` and `first_success` count an image only after they have brought it into the ball; in
-    a ball of another norm than the attack keeps small, `evaluate` says so. No image can be brought
-    into a `flow.FlowBall`: there `evaluate` says that no budget was kept.
+    The ball gives the box and, where the attack asks for them, the norm, and the radius of restarts
+    unless that is set. Else its radius is not looked at: images come back at whatever distance they
+    were found, which `evaluate` records. There it runs on every image that the model gets right,
+    also on those that attacks before it broke, so one run gives accuracy against every eps
+    (`Report.accuracy_at`). `evaluate` and `first_success` count an image only after they have
+    brought it into the ball; in a ball of another norm than the attack keeps small, `evaluate` says
+    so. No image can be brought into a `flow.FlowBall`: there `evaluate` says that no budget was
+    kept.
 
     Args:
         attack: A minimum-norm attack, `functools.partial` for settings of its own.
@@ -61,7 +62,8 @@ def against(attack: MinimumNorm, *, survivors_only: bool = False) -> Attack:
     takes = checks.check_takes(
         attack, ("box",), "of minimum norm: one within a ball is in the common form already"
     )
-    handed = tuple(sorted(takes & {"norm", "restart_radius"}))
+    handed = {"norm"} | {"restart_radius"} - getattr(attack, "keywords", {}).keys()
+    handed = tuple(sorted(takes & handed))
     return Partial(_Against(handed, survivors_only), as_partial(attack))
 
 

@@ -109,10 +109,11 @@ def fit(
         patience: Stop after so many epochs in a row that did not raise `select`.
         directory: Where checkpoints and metrics go; nothing is written where None.
         resume: Go on from the directory's last checkpoint, if it has one. That it is the same run
-            is checked by the key, the data, the batch size, the repeats, and the names, shapes and
-            dtypes of all parameters and states. Numbers inside the objective, the optimizer and its
-            schedule (an eps, a learning rate) cannot be seen, nor can what `augment` and `validate`
-            do: they are taken as given now, as are `ema_decay`, `select` and `patience`.
+            is checked by the key, the data, the batch size, the repeats, the objective's name, and
+            the names, shapes and dtypes of all parameters and states. Numbers inside the objective,
+            the optimizer and its schedule (an eps, a learning rate) cannot be seen, nor can what
+            `augment` and `validate` do: they are taken as given now, as are `ema_decay`, `select`
+            and `patience`.
         checkpoint_seconds: Least time between two checkpoints inside an epoch.
         progress: Show a progress bar.
         box: Legal pixel values.
