@@ -68,7 +68,7 @@ def trained(tmp_path_factory):
 
 
 def test_demo_twice_gives_the_same_numbers(tmp_path):
-    short = ("demo", "--num-epochs", 1, "--num-examples", 20)
+    short = ("demo", "--num-epochs", 1, "--num-examples", 6)
     for out in ("one", "two"):
         done = jaxrobust(*short, "--out", out, "--seed", 3, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
