@@ -43,7 +43,8 @@ def load(
     """Load a split.
 
     Decoded TFDS splits are cached under `$JAXROBUST_CACHE` (`~/.cache/jaxrobust` by default).
-    No TensorFlow is needed.
+    No TensorFlow is needed. What is loaded lies in memory, as float32. With `size`, a part of a
+    split (`"train[:10000]"` of ImageNet) is decoded alone, and not cached.
 
     Args:
         name: "digits" (8x8, embedded in scikit-learn) or the name of any TFDS image set with
@@ -74,8 +75,7 @@ def load(
         parts = _parts(split, sizes)
         pieces = []
         for part, rows in parts:
-            x, y = _decoded(name, part, sizes[part], source, identity, size)
-            pieces.append((x[rows], y[rows]))
+            pieces.append(_decoded(name, part, rows, sizes[part], source, identity, size))
     x = np.concatenate([x for x, _ in pieces]).astype(np.float32) / (
         16 if name == "digits" else 255
     )
@@ -149,9 +149,9 @@ def _tfds(name: str, data_dir: str | None) -> tuple[Any, dict[str, int], int, st
 
 
 def _decoded(
-    name: str, part: str, number: int, source: Any, identity: str, size: int | None
+    name: str, part: str, rows: slice, number: int, source: Any, identity: str, size: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One split as uint8 arrays, from the cache where it holds them."""
+    """Rows of one split as uint8 arrays, from the cache where it holds them."""
     folder = Path(os.environ.get("JAXROBUST_CACHE", Path.home() / ".cache" / "jaxrobust"))
     resized = "" if size is None else f"-{size}"
     path = folder / f"{identity.replace('/', '-')}{resized}-{part}.npz"
@@ -160,7 +160,7 @@ def _decoded(
             with path.open("rb") as file, np.load(file) as stored:
                 x, y = stored["x"], stored["y"]
             if len(x) == len(y) == number:
-                return x, y
+                return x[rows], y[rows]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             pass  # half-written or damaged: decode again
     try:
@@ -170,10 +170,14 @@ def _decoded(
             f"TFDS data set {name!r} must be prepared as array_record to be read without "
             f"TensorFlow: {_line(error)}"
         ) from error
+    wanted = range(number)[rows]
+    alone = size is not None and len(wanted) < number
     images, labels = [], []
-    for record in records:
+    for record in (records[row] for row in wanted) if alone else records:
         images.append(record["image"] if size is None else _resized(record["image"], size))
         labels.append(record["label"])
+    if not images:
+        raise ValueError(f"split {part!r} of {name} holds no examples in rows {wanted}")
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
         raise ValueError(
@@ -181,11 +185,13 @@ def _decoded(
             f"got None and {len(shapes)} shapes"
         )
     x, y = np.stack(images), np.array(labels)
+    if alone:
+        return x, y
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}-{path.name}")
     np.savez_compressed(partial, x=x, y=y)
     os.replace(partial, path)
-    return x, y
+    return x[rows], y[rows]
 
 
 def _resized(image: np.ndarray, size: int) -> np.ndarray:

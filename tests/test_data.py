@@ -91,6 +91,12 @@ def test_images_of_different_shapes_are_resized_to_their_middle_square(tmp_path,
         middle = np.broadcast_to(np.float32([0, 0.2, 0.4]), (2, 4, 4, 3))
         np.testing.assert_allclose(found.x, middle, atol=1 / 254)  # a grey level of rounding
     assert jr.data.load("wide", size=3).x.shape == (2, 3, 3, 3)
+    cached = sorted(tmp_path.iterdir())
+    one = jr.data.load("wide", "train[1:]", size=5)  # decoded alone
+    assert one.x.shape == (1, 5, 5, 3)
+    assert one.y.tolist() == [1]
+    assert sorted(tmp_path.iterdir()) == cached
+    np.testing.assert_array_equal(jr.data.load("wide", "train[1:]", size=4).x, found.x[1:])
     with pytest.raises(ValueError, match="size must say what to make them"):
         jr.data.load("wide")
     for name, size in (("wide", 0), ("digits", 8)):
