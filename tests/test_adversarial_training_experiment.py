@@ -15,12 +15,15 @@ from experiments.adversarial_training import (
     config,
     evaluate,
     figures,
+    measure,
     published,
     speed,
     tables,
     train,
 )
-from experiments.adversarial_training.evaluate import COMBINED, SOURCES, measurements
+from experiments.adversarial_training.evaluate import COMBINED, measurements
+from experiments.adversarial_training.measure import SOURCES
+from experiments.adversarial_training.place import Place
 
 ONE_STEP = {
     "mnist": ("free", "yopo-5-10", "trades", "mma", "bilateral", "madry 0.3 + jacobian"),
@@ -125,18 +128,18 @@ def test_networks_are_trained_measured_and_told(tmp_path, monkeypatch):
         for name in names
     }
     monkeypatch.setitem(config.RECIPES, "mnist", recipes)
-    monkeypatch.setitem(evaluate.SOURCES, "mnist", ("pgd-40",))
+    monkeypatch.setitem(measure.SOURCES, "mnist", ("pgd-40",))
     monkeypatch.setitem(evaluate.COMBINED, "mnist", ("natural",))
     monkeypatch.setitem(evaluate.TABLE, "mnist", ("natural", "ensemble"))
     monkeypatch.setattr(evaluate, "CAPACITY", ("madry x1",))
     monkeypatch.setattr(evaluate, "STARTS", ("pgd-40",))
-    monkeypatch.setitem(evaluate.MARGIN_RADII, "mnist", (0.1,))
-    monkeypatch.setitem(evaluate.MARGIN_STEPS, "mnist", 2)
-    full = evaluate.attacks_of
+    monkeypatch.setitem(measure.MARGIN_RADII, "mnist", (0.1,))
+    monkeypatch.setitem(measure.MARGIN_STEPS, "mnist", 2)
+    full = measure.attacks_of
     monkeypatch.setattr(
-        evaluate, "attacks_of", lambda data, kind, *_: dict.fromkeys(full(data, kind), few)
+        measure, "attacks_of", lambda data, kind, *_: dict.fromkeys(full(data, kind), few)
     )
-    place = evaluate.Place(tmp_path / "runs", tmp_path / "results", "cpu", "mnist", "test", 0)
+    place = Place(tmp_path / "runs", tmp_path / "results", "cpu", "mnist", "test", 0)
     evaluate.record(place)  # nothing is trained: only costs
     assert [path.name for path in place.folder.iterdir()] == ["speed.json"]
     for name in names:

@@ -10,6 +10,7 @@ import tyro
 
 from experiments import records
 from experiments.adversarial_training import choose, config, evaluate, figures, tables, train
+from experiments.adversarial_training.place import Place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Run one stage, or all."""
-    place = evaluate.Place(args.out, args.results, args.preset, args.data, args.split, args.seed)
+    place = Place(args.out, args.results, args.preset, args.data, args.split, args.seed)
     if args.stage == "choose":
         choose.record(dataclasses.replace(place, data="mnist", split="held-out"), args.only)
     if args.stage in ("train", "all"):

@@ -14,7 +14,8 @@ import jaxrobust as jr
 from experiments import records
 from experiments.adversarial_training import config, train
 from experiments.adversarial_training.config import CHOICES, RECIPES, Recipe, Setting
-from experiments.adversarial_training.evaluate import Place, command
+from experiments.adversarial_training.evaluate import command
+from experiments.adversarial_training.place import Place
 
 NUM_IMAGES = 1000
 """Held-out images looked at."""
