@@ -171,13 +171,11 @@ def _decoded(
             f"TensorFlow: {_line(error)}"
         ) from error
     wanted = range(number)[rows]
-    alone = size is not None and len(wanted) < number
+    alone = size is not None and 0 < len(wanted) < number
     images, labels = [], []
     for record in (records[row] for row in wanted) if alone else records:
         images.append(record["image"] if size is None else _resized(record["image"], size))
         labels.append(record["label"])
-    if not images:
-        raise ValueError(f"split {part!r} of {name} holds no examples in rows {wanted}")
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
         raise ValueError(

@@ -50,16 +50,16 @@ def accuracy(name, attack):
 
 
 @pytest.mark.parametrize("name", ["compressed", "distilled"])
-def test_masked_defences_are_flagged_by_the_right_symptom(name):
-    for seed in range(2):  # the experiment takes five
+def test_masked_defences_are_flagged_by_the_right_symptom_on_five_seeds(name):
+    for seed in range(5):
         diagnosis = found(name, seed)
         assert set(diagnosis.names) & set(defence(name, seed).symptoms), diagnosis
         assert diagnosis.warnings
 
 
 @pytest.mark.parametrize("name", ["natural", "madry"])
-def test_honest_networks_raise_no_warning(name):
-    for seed in range(2):
+def test_honest_networks_raise_no_warning_on_five_seeds(name):
+    for seed in range(5):
         diagnosis = found(name, seed)
         assert diagnosis.warnings == [], diagnosis
         assert diagnosis.clean_accuracy > 0.6

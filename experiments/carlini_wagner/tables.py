@@ -196,9 +196,9 @@ def _in_order(far: np.ndarray) -> bool:
 
 
 def _means(far: np.ndarray) -> str:
-    """Means over the rows in which all succeed."""
+    """Means over the rows in which all succeed, in the order of the attacks."""
     every = ~np.isnan(far).any(0)
-    shown = " < ".join(f"{mean:.3g}" for mean in far[:, every].mean(1)) if every.any() else "-"
+    shown = ", ".join(f"{mean:.3g}" for mean in far[:, every].mean(1)) if every.any() else "-"
     return f"{shown} on {every.sum()}"
 
 
