@@ -133,6 +133,14 @@ def test_bpda_has_the_value_of_one_and_the_derivative_of_the_other():
     np.testing.assert_allclose(jax.vmap(jax.grad(through))(x), jnp.cos(x), rtol=1e-6)
 
 
+def test_bpda_keeps_the_value_where_the_stand_in_has_none():
+    through = gradients.bpda(jnp.round, jnp.log)
+    np.testing.assert_array_equal(jax.jit(through)(jnp.array([0.0, 0.7, 2.0])), [0, 1, 2])
+    np.testing.assert_allclose(jax.grad(through)(2.0), 0.5)
+    count = gradients.bpda(lambda x: jnp.round(x).astype(int))
+    assert jax.value_and_grad(lambda x: 2 * count(x))(1.6) == (4.0, 2.0)
+
+
 def test_bpda_lets_gradients_through_a_quantiser():
     weights = jnp.array([1.0, -2.0, 0.5])
     model = lambda part: lambda x: jnp.stack([part(x) @ weights, 0.2 + 0 * x[:, 0]], -1)

@@ -14,6 +14,8 @@ import jaxrobust as jr
 from jaxrobust.diagnosis import SYMPTOMS, Findings
 from jaxrobust.diagnosis._probes import random_draws
 from jaxrobust.diagnosis._run import _everything, _scaled, _Tell
+from jaxrobust.evaluation._judge import clean_program, no_derivative
+from jaxrobust.types import as_partial
 
 PIXELS, CLASSES, ROWS = 6, 3, 40
 KEY = jax.random.key(0)
@@ -103,6 +105,86 @@ def test_each_symptom_is_found_where_it_is(name, symptoms):
     assert symptoms <= set(found.names), found
     assert all(finding.meaning and finding.cure for finding in found.found)
     assert all(np.isfinite(list(found.measured.values())))
+    assert found.thresholds.keys() == found.measured.keys()
+
+
+HEIGHTS = [
+    # Steps of 0.0625 go to and fro about the first ripple; one of 0.25 passes three.
+    lambda x: x[:, 0] - 0.25 + 0.15 * jnp.sin(10 * jnp.pi * x[:, 0]),
+    # Steps for half the radius end in the gap about 0.06, longer ones go to and fro across it.
+    lambda x: 0.01 - jnp.abs(x[:, 0] - 0.06),
+    # So certain, where the second pixel is white, that the cross-entropy has no gradient.
+    lambda x: x[:, 0] - 0.1 - 200 * x[:, 1],
+]
+"""How far above the first class the second is."""
+
+
+def second_class(which, x):
+    return jnp.stack([jnp.zeros(len(x)), jax.lax.switch(which, HEIGHTS, x)], -1)
+
+
+def of_two_pixels(which, x):
+    found = jr.diagnose(
+        jax.tree_util.Partial(second_class, jnp.asarray(which)), x, np.zeros(len(x), int),
+        key=KEY, ball=BALL, num_steps=10, num_queries=5, batch_size=200,
+    )  # fmt: skip
+    assert found.clean_accuracy == 1
+    return found
+
+
+@pytest.mark.parametrize(
+    "which,name", [(0, "one step beats many"), (1, "larger radius, less success")]
+)
+def test_attacks_that_should_do_more_do_less(which, name):
+    found = of_two_pixels(which, np.zeros((8, 2), np.float32))
+    assert found.measured[name] == 1
+    assert name in found.names
+
+
+def test_three_stubborn_images_among_many_are_no_symptom():
+    x = np.zeros((200, 2), np.float32)
+    x[:3, 1] = 1.0
+    found = of_two_pixels(2, x)
+    assert found.accuracy["many steps, any change"] == pytest.approx(3 / 200)
+    assert found.measured["larger radius, no more success"] == 0
+    assert found.names == ["zero gradients"]
+
+
+def test_averaging_finds_more_where_each_draw_shows_half_of_the_pixels():
+    def seen(x, key):
+        shown = jax.random.bernoulli(key, 0.5, x.shape[1:])
+        mean = jnp.mean(2 * shown * (x - 0.4), -1)
+        return jnp.stack([mean, -mean], -1)
+
+    x = np.full((8, 200), 0.5, np.float32)
+    found = jr.diagnose(
+        jr.Randomized(seen), x, np.zeros(8, int), key=KEY, ball=jr.Ball("linf", 0.15),
+        num_steps=10, num_queries=5, batch_size=8,
+    )  # fmt: skip
+    assert "averaging finds more" in found.names
+    assert found.accuracy["many steps, margin"] < found.accuracy["many steps, margin, one draw"]
+
+
+def test_another_models_images_are_tried_and_equal_keys_find_equal_things():
+    y = np.asarray(model("rounded")(X)).argmax(-1)
+    found = jr.diagnose(
+        model("rounded"), X, y, key=KEY, ball=BALL, batch_size=ROWS // 4, num_steps=10,
+        num_queries=60, sources={"honest": model("honest")},
+    )  # fmt: skip
+    assert "transfer finds more: honest" in found.names
+    before = diagnosed("rounded")
+    shared = {name: found.measured[name] for name in before.measured}
+    assert shared == before.measured
+
+
+def test_where_nothing_is_right_nothing_is_learned():
+    found = jr.diagnose(
+        model("honest"), X, np.asarray(X @ W).argmin(-1), key=KEY, ball=BALL,
+        batch_size=ROWS // 4, num_steps=10, num_queries=60,
+    )  # fmt: skip
+    assert found.clean_accuracy == 0
+    assert found.names == ["too few images"]
+    assert found.warnings
 
 
 def test_one_trace_a_probe_whatever_the_weights():
@@ -148,6 +230,36 @@ def test_a_model_without_any_derivative_is_attacked_without():
     assert set(found.measured) == told
 
 
+def test_whatever_a_derivative_raises_is_no_derivative():
+    @jax.custom_vjp
+    def once(x):
+        return x
+
+    def back(*_):
+        raise RuntimeError("no gradient for you")
+
+    once.defvjp(lambda x: (x, None), back)
+    error = no_derivative(lambda x: once(x) @ W, X, np.zeros(ROWS, int), KEY)
+    assert isinstance(error, RuntimeError)
+    assert no_derivative(model("honest"), X, np.zeros(ROWS, int), KEY) is None
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_probabilities_are_known_in_every_precision(dtype):
+    judge = clean_program(1, tuple(jax.local_devices()))
+    keys = jax.random.split(KEY, ROWS)
+    for many in (2, 100):
+        logits = lambda x, many=many: (jnp.tile(x @ W, (1, many))).astype(dtype)
+        soft = judge(
+            as_partial(lambda x, f=logits: jax.nn.softmax(f(x))), X, keys
+        ).like_probabilities
+        assert soft.mean() > 0.9
+        assert (
+            judge(as_partial(lambda x, f=logits: jnp.abs(f(x))), X, keys).like_probabilities.mean()
+            < 0.1
+        )
+
+
 def test_a_model_of_half_precision_has_derivatives():
     half = lambda x: x.astype(jnp.bfloat16) @ W.astype(jnp.bfloat16)
     y = np.asarray(half(X)).argmax(-1)
@@ -184,18 +296,20 @@ def test_a_rejected_image_is_not_broken_and_a_source_is_tried():
         num_queries=5, batch_size=ROWS // 4,
     )  # fmt: skip
     assert found.clean_accuracy == (X[:, 0] >= 0.5).mean()
+    assert found.accuracy["many steps"] == found.clean_accuracy
     assert found.measured["rejected, not withstood"] == 0
 
 
 def test_comparisons_count_and_need_three_images():
-    tell = _Tell(100)
-    some, others = np.arange(100) < 5, np.arange(100) < 2
+    tell = _Tell(200, np.arange(200) < 100)
+    some, others = np.arange(200) < 5, np.arange(200) < 2
     tell.compare("one step beats many", some, others)
     (finding,) = tell.found
     assert (finding.value, finding.threshold) == (pytest.approx(0.03), 0.025)
     assert finding.examples == [2, 3, 4]
-    tell.compare("one step beats many", some, np.arange(100) < 3)
+    tell.compare("one step beats many", some, np.arange(200) < 3)
     assert len(tell.found) == 1  # two more are chance
+    assert tell.thresholds == {"one step beats many": 0.025}
 
 
 @pytest.mark.parametrize("norm,width", [("linf", 2.0), ("l2", 2 * 6**0.5), ("l1", 12.0)])
@@ -231,6 +345,15 @@ def test_mistakes_are_refused(untyped):
         jr.diagnose(model("honest"), X, y, key=0, ball=BALL)
     with pytest.raises(ValueError, match="labels"):
         jr.diagnose(model("honest"), X, y + 7, key=KEY, ball=BALL)
+    with pytest.raises(ValueError, match=r"^x must be float"):
+        jr.diagnose(model("honest"), X.astype(int), y, key=KEY, ball=BALL)
+    for sources, what in (
+        ([model("honest")], "sources must be a dictionary by name; got list"),
+        ({"it": 3}, "source 'it' must be a function of images; got 3"),
+        ({"it": lambda x: x @ W[:, :2]}, "source 'it' must return logits of 3 classes"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            jr.diagnose(model("honest"), X, y, key=KEY, ball=BALL, sources=sources)
 
 
 def test_findings_are_saved_shown_and_printed(tmp_path):
@@ -240,6 +363,7 @@ def test_findings_are_saved_shown_and_printed(tmp_path):
     document = jr.report.load(tmp_path)
     assert document.entries[0].diagnoses == {"linf 0.25": found}
     assert "Does it hide its gradients?" in page
+    assert "<dt>gradient</dt>" in page
     for finding in found.found:
         assert finding.name in page
     assert "None of the probes raised a doubt" in page

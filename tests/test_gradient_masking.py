@@ -65,34 +65,34 @@ def test_honest_networks_raise_no_warning(name):
     assert diagnosis.clean_accuracy > 0.6
 
 
-class TestRecorded:
-    """What the experiment found of the whole zoo, on five seeds, with the thresholds of today."""
+@functools.cache
+def recorded():
+    """What the experiment found of the whole zoo, on five seeds, by the thresholds of today."""
+    folder = Path(records.__file__).parent / "gradient_masking/results/cpu/digits"
+    seeds = {name: [] for name in zoo.MASKED | zoo.CONTROLS}
+    limits = {name: symptom.threshold for name, symptom in SYMPTOMS.items()}
+    for name, content in records.read(folder).items():
+        assert content["sizes"] == records.plain(config.SIZES["cpu"]["digits"])
+        assert content["thresholds"] == limits
+        seeds[name.rpartition(" ")[0]].append(content["found"])
+    assert {len(found) for found in seeds.values()} == {5}
+    return seeds
 
-    @pytest.fixture(scope="class")
-    def seeds(self):
-        folder = Path(records.__file__).parent / "gradient_masking/results/cpu/digits"
-        kept = {name: [] for name in zoo.MASKED | zoo.CONTROLS}
-        for name, content in records.read(folder).items():
-            assert content["sizes"] == records.plain(config.SIZES["cpu"]["digits"])
-            limits = {name: symptom.threshold for name, symptom in SYMPTOMS.items()}
-            assert content["thresholds"] == limits
-            kept[name.rpartition(" ")[0]].append(content["found"])
-        assert {len(found) for found in kept.values()} == {5}
-        return kept
 
-    @pytest.mark.parametrize("name", zoo.MASKED)
-    def test_masked_defences_are_flagged_and_cured(self, seeds, name):
-        for one in seeds[name]:
-            names = [each["name"] for each in one["findings"]["found"]]
-            assert set(names) & set(one["symptoms"])
-            assert "warning" in [each["severity"] for each in one["findings"]["found"]]
-            assert one["is"] < 0.1
-            assert one["seems"] > one["is"]
+@pytest.mark.parametrize("name", zoo.MASKED)
+def test_masked_defences_were_flagged_and_cured(name):
+    for one in recorded()[name]:
+        names = [each["name"] for each in one["findings"]["found"]]
+        assert set(names) & set(one["symptoms"])
+        assert "warning" in [each["severity"] for each in one["findings"]["found"]]
+        assert one["is"] < 0.1
+        assert one["seems"] > 2 * one["is"]
 
-    @pytest.mark.parametrize("name", zoo.CONTROLS)
-    def test_honest_networks_raise_no_warning(self, seeds, name):
-        for one in seeds[name]:
-            assert {each["severity"] for each in one["findings"]["found"]} <= {"note"}
+
+@pytest.mark.parametrize("name", zoo.CONTROLS)
+def test_honest_networks_raised_no_warning(name):
+    for one in recorded()[name]:
+        assert {each["severity"] for each in one["findings"]["found"]} <= {"note"}
 
 
 @pytest.mark.parametrize("name", ["compressed", "distilled"])
@@ -219,7 +219,9 @@ def test_the_detector_rejects_as_few_clean_images_as_it_says():
 
 def test_measurements_are_told_in_tables_and_on_a_page(tmp_path):
     place = evaluate.Place(tmp_path, "smoke", "digits")
-    found = jr.diagnosis.Findings("linf", 0.2, 16, 0.9, {}, {"saturated logits": 0.75}, [])
+    found = jr.diagnosis.Findings(
+        "linf", 0.2, 16, 0.9, {}, {"saturated logits": 0.75}, {"saturated logits": 0.05}, []
+    )
     flagged = jr.Finding("saturated logits", 0.75, 0.05, [0], "It says.", "Try.")
     for name in ("natural", "distilled"):
         about = {"name": f"{name} 0", "sizes": place.sizes, "seed": 0}

@@ -43,7 +43,7 @@ def by_hand(variables, x, width, timed, step, num):
         return out + of["bias"] if "bias" in of else out
 
     def norm(z, of):
-        groups = z.reshape(*z.shape[:3], min(32, width), -1)
+        groups = z.reshape(*z.shape[:3], min(32, width // 2), -1)
         centred = groups - groups.mean((1, 2, 4), keepdims=True)
         var = (centred**2).mean((1, 2, 4), keepdims=True)
         return (centred / jnp.sqrt(var + 1e-5)).reshape(z.shape) * of["scale"] + of["bias"]
@@ -261,7 +261,8 @@ def test_steady_state_adds_up_and_begins_when_told():
 def test_what_cannot_be_meant_is_refused():
     x, key = images(2), jax.random.key(0)
     for model, word in (
-        (jr.models.tisode(40), "width must be"),
+        (jr.models.tisode(80), "width must be"),
+        (jr.models.tisode(7), "width must be"),
         (jr.models.tisode(4, step=0.0), "step positive"),
         (jr.models.odenet(4, interval=(1.0, 1.0)), "begin < end"),
     ):
@@ -296,7 +297,10 @@ def test_denoising_is_a_softmax_mean_over_places():
         likeness = (row @ params["theta"]["kernel"]) @ (row @ params["phi"]["kernel"]).T / 2**0.5
         weights = np.exp(likeness) / np.exp(likeness).sum(1, keepdims=True)
         mean = weights @ row @ params["g"]["kernel"]
-        expected.append((mean - mean.mean(0)) / np.sqrt(mean.var(0) + 1e-5))
+        pairs = mean.reshape(6, 2, 2)  # two groups of two channels
+        pairs = pairs - pairs.mean((0, 2), keepdims=True)
+        pairs /= np.sqrt(pairs.var((0, 2), keepdims=True) + 1e-5)
+        expected.append(pairs.reshape(6, 4))
     added = layer.apply({"params": params}, x) - x
     np.testing.assert_allclose(added.reshape(2, 6, 4), expected, rtol=1e-3, atol=1e-4)
     model = jr.models.tisode(4, step=0.5, after=layer)

@@ -68,7 +68,7 @@ def measure(place: Place, name: str, seed: int) -> dict[str, Any]:
     defence = (zoo.MASKED | zoo.CONTROLS)[name](sizes, data, train_key)
     natural = zoo.CONTROLS["natural"](sizes, data, jax.random.fold_in(train_key, 1)).logits_fn
     found = jr.diagnose(
-        defence.logits_fn, data.x_test, data.y_test, key=key, ball=defence.ball(sizes),
+        defence.logits_fn, data.x_test, data.y_test, key=key, ball=jr.Ball("linf", sizes.eps),
         detectors=defence.detectors, sources={"natural": natural},
         batch_size=min(128, len(data.y_test)),
     )  # fmt: skip

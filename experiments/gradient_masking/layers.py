@@ -28,8 +28,12 @@ SAMPLED = 0.05
 SMALLEST = 0.25
 """Least size to which `resize_and_pad` shrinks an image, as a share of it."""
 
+WELLS = 4
+"""Steps from black to white at whose ends the purifier's pixels come to rest."""
+
 DOUBLINGS = 8
-"""Iterations of the purifier: together they make each pixel's logit 256 times as large."""
+"""Its iterations: together they make the logit of a pixel's place in its step 256 times as large.
+"""
 
 
 def init(key: Array, sizes: tuple[int, ...]) -> list[tuple[Array, Array]]:
@@ -100,23 +104,29 @@ def resized_and_padded(x: Array, key: Array) -> Array:
 
 
 def purified(x: Array) -> Array:
-    """Pixels driven to black and white by `DOUBLINGS` iterations of `x^2 / (x^2 + (1 - x)^2)`."""
+    """Pixels driven to the nearest of `WELLS + 1` grey levels.
 
-    def turn(x: Array, _: None) -> tuple[Array, None]:
-        return x**2 / (x**2 + (1 - x) ** 2), None
+    By `DOUBLINGS` iterations of `t^2 / (t^2 + (1 - t)^2)`, t the place between two levels.
+    """
 
-    return jax.lax.scan(turn, x, length=DOUBLINGS)[0]
+    def turn(t: Array, _: None) -> tuple[Array, None]:
+        return t**2 / (t**2 + (1 - t) ** 2), None
+
+    level, t = _in_step(x)
+    return (level + jax.lax.scan(turn, t, length=DOUBLINGS)[0]) / WELLS
 
 
 def unpurified(z: Array) -> Array:
-    """The image that `purified` makes `sigmoid(z)` of."""
-    return jax.nn.sigmoid(z / 2**DOUBLINGS)
+    """The image that `purified` makes z of, which is one between levels for any z."""
+    level, t = _in_step(z)
+    t = jnp.clip(t, 1e-3, 1 - 1e-3)
+    return (level + jax.nn.sigmoid((jnp.log(t) - jnp.log1p(-t)) / 2**DOUBLINGS)) / WELLS
 
 
-def logit_of_purified(x: Array) -> Array:
-    """What `unpurified` makes x of, for pixels that are neither black nor white."""
-    inside = jnp.clip(x, 1e-6, 1 - 1e-6)
-    return 2**DOUBLINGS * (jnp.log(inside) - jnp.log1p(-inside))
+def _in_step(x: Array) -> tuple[Array, Array]:
+    """The level below a pixel, and its place between that and the next, 0 to 1."""
+    level = jnp.clip(jnp.floor(WELLS * x), 0, WELLS - 1)
+    return level, WELLS * x - level
 
 
 def local_dimension(embedding: Array, reference: Array, k: int = 20) -> Array:

@@ -12,6 +12,7 @@ import jax
 from jaxtyping import Array
 
 from experiments.gradient_masking import layers
+from jaxrobust import gradients
 
 
 def plain(params: Any, x: Array) -> Array:
@@ -52,6 +53,12 @@ def with_winners(params: Any, x: Array) -> Array:
 def with_pruning(params: Any, x: Array, key: Array) -> Array:
     """A network whose units are pruned at random."""
     return layers.dense(params, x, functools.partial(layers.pruned, key=key))[0]
+
+
+def with_straight_pruning(params: Any, x: Array, key: Array) -> Array:
+    """The same, the draw differentiated as its mean."""
+    prune = functools.partial(layers.pruned, key=key)
+    return layers.dense(params, x, gradients.bpda(prune, jax.nn.relu))[0]
 
 
 def of_resized(params: Any, x: Array, key: Array) -> Array:

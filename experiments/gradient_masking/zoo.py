@@ -33,10 +33,6 @@ REFERENCES, REJECTED = 512, 0.05
 SLOPE = 0.15
 """Weight of the slopes in the cascade's training; our choice, a larger one costs accuracy."""
 
-TURNED = 0.51
-"""Radius at which any pixel may be turned over, whatever it was: at smaller ones the purifier,
-which makes pixels black or white, is in part robust and not only masked."""
-
 DRAWS = 20
 """Draws of a random model in each gradient of its cure, as in AutoAttack's "rand"."""
 
@@ -52,7 +48,6 @@ class Defence(NamedTuple):
         plain: The same attack without the cure, by which it seems robust.
         attack: What breaks it, in the common form.
         detectors: As `diagnose` and `evaluate` take them.
-        eps: Radius in linf that it is put to, where not that of all.
     """
 
     row: str
@@ -62,11 +57,6 @@ class Defence(NamedTuple):
     plain: Any
     attack: Any
     detectors: dict[str, Any]
-    eps: float | None = None
-
-    def ball(self, sizes: Sizes) -> jr.Ball:
-        """The threat that it is put to."""
-        return jr.Ball("linf", sizes.eps if self.eps is None else self.eps)
 
 
 @functools.cache  # one object for each setting, so that nothing is retraced
@@ -74,6 +64,12 @@ def climb(num_steps: int, num_restarts: int = 3, **settings: Any) -> Any:
     """PGD on the margin, unless said otherwise."""
     settings = {"loss": jr.losses.margin, "num_restarts": num_restarts} | settings
     return functools.partial(jr.attacks.pgd, num_steps=num_steps, **settings)
+
+
+@functools.cache
+def ascend(num_steps: int, loss: Any) -> Any:
+    """APGD, for a loss with a hinge: PGD's steps of one size jump to and fro across it."""
+    return functools.partial(jr.attacks.apgd, num_steps=num_steps, num_restarts=3, loss=loss)
 
 
 @functools.cache
@@ -125,16 +121,21 @@ def _frozen(sizes: Sizes) -> Any:
     return climb(sizes.attack_steps, 1, gradient=jr.gradients.eot(1, fresh=False))
 
 
+def averaged(sizes: Sizes) -> Any:
+    """The same over fresh draws at each step."""
+    return climb(sizes.attack_steps, 1, gradient=jr.gradients.eot(DRAWS))
+
+
 def _pruned(sizes: Sizes, data: Data, key: Array) -> Defence:
     start = train.start(sizes, data, key)
     params = train.fit(train.random(models.with_pruning), start, None, sizes, data, key)
     return Defence(
         "stochastic activation pruning, Dhillon et al.",
-        ("averaging finds more",),
-        "gradients.bpda, the mean of the units for the draw",
+        ("shattered gradients", "unbounded attack fails", "averaging finds more"),
+        f"gradients.bpda, the mean of the units for the draw; gradients.eot({DRAWS})",
         jr.Randomized(Partial(models.with_pruning, params)),
         _frozen(sizes),
-        on(Partial(models.plain, params), climb(sizes.attack_steps, 1)),
+        on(jr.Randomized(Partial(models.with_straight_pruning, params)), averaged(sizes)),
         {},
     )
 
@@ -148,7 +149,7 @@ def _resized(sizes: Sizes, data: Data, key: Array) -> Defence:
         f"gradients.eot({DRAWS})",
         jr.Randomized(Partial(models.of_resized, params)),
         _frozen(sizes),
-        climb(sizes.attack_steps, 1, gradient=jr.gradients.eot(DRAWS)),
+        averaged(sizes),
         {},
     )
 
@@ -180,11 +181,10 @@ def _purified(sizes: Sizes, data: Data, key: Array) -> Defence:
         Partial(models.of_purified, params),
         climb(sizes.attack_steps),
         jr.attacks.reparametrize(
-            layers.unpurified, climb(sizes.attack_steps), encoder=layers.logit_of_purified,
-            codes=jr.Ball("linf", 16.0, box=jr.Box(-8.0, 8.0)),
+            layers.unpurified, climb(sizes.attack_steps), encoder=layers.purified,
+            codes=jr.Ball("linf", sizes.eps + 0.0),
         ),
         {},
-        eps=TURNED,
     )  # fmt: skip
 
 
@@ -214,8 +214,8 @@ def _dimension(sizes: Sizes, data: Data, key: Array) -> Defence:
         ("rejected, not withstood",),
         "losses.penalized, an attack that knows the detector",
         Partial(models.with_dimension, params, reference, most),
-        climb(sizes.attack_steps, loss=jr.losses.f6),
-        climb(sizes.attack_steps, loss=loss),
+        ascend(sizes.attack_steps, jr.losses.f6),
+        ascend(sizes.attack_steps, loss),
         {"local dimension": models.accepted},
     )
 
@@ -244,9 +244,10 @@ def _stable(sizes: Sizes, data: Data, key: Array) -> Defence:
 
 def _noisy(sizes: Sizes, data: Data, key: Array) -> Defence:
     noisy = jr.transforms.gaussian_noise(_stable(sizes, data, key).logits_fn, SIGMA)
-    attack = climb(sizes.attack_steps, 1, gradient=jr.gradients.eot(DRAWS))
     symptoms = ("stochastic gradients",)
-    return Defence("", symptoms, f"gradients.eot({DRAWS})", noisy, _frozen(sizes), attack, {})
+    return Defence(
+        "", symptoms, f"gradients.eot({DRAWS})", noisy, _frozen(sizes), averaged(sizes), {}
+    )
 
 
 def _cascade(sizes: Sizes, data: Data, key: Array) -> Defence:
@@ -291,7 +292,7 @@ def accuracy(defence: Defence, attack: Any, sizes: Sizes, data: Data, key: Array
     random = isinstance(defence.logits_fn, jr.Randomized)
     report = jr.evaluate(
         defence.logits_fn, (data.x_test, data.y_test), attacks={"attack": attack},
-        ball=defence.ball(sizes), key=key, votes=10 if random else 1,
+        ball=jr.Ball("linf", sizes.eps), key=key, votes=10 if random else 1,
         detectors=defence.detectors, batch_size=min(128, len(np.asarray(data.y_test))),
     )  # fmt: skip
     if defence.detectors:

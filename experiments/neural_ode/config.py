@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-BATCH, RATE, WEIGHT_DECAY = 128, 1e-3, 5e-4
-"""Adam's, as in the released code, with the decay in the gradient; the rate falls to a fifth after
-30, 60 and 90 % of the epochs."""
+WEIGHT_DECAY = 5e-4
+"""Adam's, in the gradient as in the released code; the rate falls to a fifth after 30, 60 and 90 %
+of the epochs."""
 
 STEADY_WEIGHT = 0.01
 STEADY = (0.75, 1.05)
@@ -83,6 +83,8 @@ class Sizes:
     Attributes:
         images: Training images; all but the held-out ones where None.
         epochs: Passes over them.
+        batch: Images a step.
+        rate: Adam's at the beginning.
         steady_from: First epoch of the steady loss, counted from 0.
         width: Channels.
         seeds: Trainings of each network.
@@ -93,6 +95,8 @@ class Sizes:
 
     images: int | None
     epochs: int
+    batch: int
+    rate: float
     steady_from: int
     width: int
     seeds: int
@@ -102,9 +106,9 @@ class Sizes:
 
 
 PRESETS = {
-    "paper": Sizes(None, 100, 5, 64, 3, 10_000, 1000, 1000),
-    "cpu": Sizes(10_000, 15, 1, 16, 3, 10_000, 1000, 50),
-    "smoke": Sizes(256, 1, 0, 4, 1, 20, 4, 2),
+    "paper": Sizes(None, 100, 128, 1e-3, 5, 64, 3, 10_000, 1000, 1000),
+    "cpu": Sizes(10_000, 8, 16, 1e-2, 1, 16, 3, 10_000, 1000, 50),
+    "smoke": Sizes(256, 1, 128, 1e-3, 0, 4, 1, 20, 4, 2),
 }
 """By name. "paper" is the released code's, not run here; of seeds it gives three checkpoints."""
 

@@ -17,11 +17,9 @@ from jaxtyping import Array, PyTree
 import jaxrobust as jr
 from experiments import records
 from experiments.neural_ode.config import (
-    BATCH,
     DATA,
     NETWORKS,
     PRESETS,
-    RATE,
     STEADY,
     STEADY_WEIGHT,
     WEIGHT_DECAY,
@@ -46,7 +44,7 @@ def load(data: str, split: str) -> jr.data.Dataset:
 
 def num_steps(data: str, preset: str) -> tuple[int, int]:
     """Epochs of a training, and steps of an epoch."""
-    return PRESETS[preset].epochs, num_images(data, preset) // BATCH
+    return PRESETS[preset].epochs, num_images(data, preset) // PRESETS[preset].batch
 
 
 @functools.cache  # one module a kind, so that networks share compiled programs
@@ -102,7 +100,7 @@ def network(data: str, name: str, preset: str, out: Path, seed: int) -> None:
     )
     total = epochs * per_epoch
     falls = {round(share * total): 0.2 for share in (0.3, 0.6, 0.9)}
-    rate = optax.piecewise_constant_schedule(RATE, falls)
+    rate = optax.piecewise_constant_schedule(PRESETS[preset].rate, falls)
     apply = jax.jit(_apply(name, preset, "euler"))
 
     def validate(params: PyTree, model_state: PyTree) -> dict[str, float]:
@@ -116,7 +114,7 @@ def network(data: str, name: str, preset: str, out: Path, seed: int) -> None:
         objective(name, preset, PRESETS[preset].steady_from * per_epoch),
         model(name, preset).init(init_key, images.x[:1])["params"],
         optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.adam(rate)),
-        (images.x, images.y), key=fit_key, num_epochs=epochs, batch_size=BATCH,
+        (images.x, images.y), key=fit_key, num_epochs=epochs, batch_size=PRESETS[preset].batch,
         augment=augment(data, name), validate=validate,
         directory=folder_of(data, name, preset, out, seed), resume=True, progress=True,
     )  # fmt: skip

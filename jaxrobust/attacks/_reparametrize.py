@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
+from jaxrobust import gradients
 from jaxrobust.attacks._lift import check_call
 from jaxrobust.threat import Ball, check_ball
 from jaxrobust.types import Attack, LogitsFn, Randomized, as_partial
@@ -27,8 +28,8 @@ def reparametrize(decoder: Coder, attack: Attack, *, encoder: Coder, codes: Ball
 
     The search is in the ball `codes` around `encoder(x)`; PGD starts anywhere in it, unless it has
     `random_start=False`. What the model is shown, and what comes back, is `decoder(z)` brought into
-    the ball around x; so a code whose image lies outside does not count for more than its nearest
-    image within.
+    the ball around x; so a code whose image lies outside counts for its nearest image within, and
+    is moved by the gradient there.
 
     A minimum-norm attack goes in by `against`: it looks for the nearest code, in `codes.box`, not
     for the nearest image.
@@ -98,6 +99,9 @@ def _search(functions: Any, codes: Ball, x: Array, y: Array, keys: Array, ball: 
 def _decoded(
     decoder: Coder, ball: Ball, x: Array, logits_fn: LogitsFn, z: Array, *key: Array
 ) -> PyTree:
-    """The model of codes of one image, on a batch of one or more."""
-    image = jax.vmap(lambda one: ball.project(x, one))(decoder(z))
-    return logits_fn(image, *key)
+    """The model of codes of one image, on a batch of one or more.
+
+    Differentiated as if nothing were brought into the ball: a pixel beyond it may come back.
+    """
+    within = gradients.bpda(jax.vmap(lambda one: ball.project(x, one)))
+    return logits_fn(within(decoder(z)), *key)

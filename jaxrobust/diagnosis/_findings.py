@@ -21,9 +21,11 @@ class Findings:
         accuracy: Share that is still right under each of the probing attacks, by its name; where
             an attack ran only on what others left standing, its own successes alone are taken off.
         measured: What each probe measured, by the name of its finding, flagged or not.
+        thresholds: By the same names, the largest value that raises no doubt; of what attacks do
+            never less than three images.
         found: What is flagged, warnings first.
 
-    >>> Findings("linf", 0.1, 8, 1.0, {}, {"zero gradients": 0.0}, [])
+    >>> Findings("linf", 0.1, 8, 1.0, {}, {"zero gradients": 0.0}, {"zero gradients": 0.01}, [])
     Findings(linf 0.1, 8 examples: none)
     """
 
@@ -33,6 +35,7 @@ class Findings:
     clean_accuracy: float
     accuracy: dict[str, float]
     measured: dict[str, float]
+    thresholds: dict[str, float]
     found: list[Finding]
 
     @property
@@ -52,9 +55,8 @@ class Findings:
         shown = []
         for name in sorted(self.measured, key=lambda name: order.index(name.partition(":")[0])):
             symptom, finding = SYMPTOMS[name.partition(":")[0]], flagged.get(name)
-            threshold = symptom.threshold if finding is None else finding.threshold
             verdict = "in order" if finding is None else finding.severity
-            shown.append((name, symptom.what, self.measured[name], threshold, verdict))
+            shown.append((name, symptom.what, self.measured[name], self.thresholds[name], verdict))
         return shown
 
     def __repr__(self) -> str:

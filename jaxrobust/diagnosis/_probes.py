@@ -30,14 +30,15 @@ DRAWS = 8
 """Draws of a random model in one averaged gradient."""
 
 
-class Margin(NamedTuple):
-    """How wrong the model is at an image, one entry a row.
+class Height(NamedTuple):
+    """How high the loss is at an image, one entry a row.
 
     Attributes:
-        margin: Largest wrong logit minus the true one.
+        height: Log-sum of the wrong classes' exponentials, minus the true logit: rises with the
+            cross-entropy, and still does where float32 rounds that to 0.
     """
 
-    margin: Array
+    height: Array
 
 
 class Signs(NamedTuple):
@@ -54,7 +55,8 @@ class Look(NamedTuple):
     """What is seen of the model at an image, one entry a row.
 
     Attributes:
-        margin: As `Margin`.
+        margin: Largest wrong logit minus the true one.
+        height: As `Height`.
         zero: The cross-entropy's gradient is exactly zero.
         not_finite: It is not finite.
         signs: As `Signs`.
@@ -65,6 +67,7 @@ class Look(NamedTuple):
     """
 
     margin: Array
+    height: Array
     zero: Array
     not_finite: Array
     signs: Array
@@ -73,14 +76,19 @@ class Look(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def margin_program(devices: tuple[Any, ...]) -> Callable[..., Margin]:
-    """`(logits_fn, x, y, keys) -> Margin`, rows sharded over the devices."""
+def height_program(devices: tuple[Any, ...]) -> Callable[..., Height]:
+    """`(logits_fn, x, y, keys) -> Height`, rows sharded over the devices."""
 
-    def margins(logits_fn: LogitsFn, x: Array, y: Array, keys: Array) -> Margin:
+    def heights(logits_fn: LogitsFn, x: Array, y: Array, keys: Array) -> Height:
         outputs = jax.vmap(per_example(logits_fn))(x, keys)
-        return Margin(jax.vmap(losses.margin)(outputs, y))
+        return Height(jax.vmap(_height)(logits_of(outputs), y))
 
-    return sharded(margins, devices)
+    return sharded(heights, devices)
+
+
+def _height(logits: Array, y: Array) -> Array:
+    wrong = jnp.where(jnp.arange(len(logits)) == y, -jnp.inf, logits)
+    return jax.nn.logsumexp(wrong) - logits[y]
 
 
 @functools.lru_cache(maxsize=64)
@@ -128,6 +136,7 @@ def look_program(devices: tuple[Any, ...]) -> Callable[..., Look]:
             reach = width * jnp.sum(jnp.abs(slope))
             return Look(
                 margin,
+                _height(seen, y),
                 jnp.all(rise == 0),
                 ~jnp.all(jnp.isfinite(rise)),
                 _signs(rise),

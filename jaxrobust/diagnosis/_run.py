@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks, losses
+from jaxrobust import checks
 from jaxrobust.attacks import transfer
 from jaxrobust.diagnosis._findings import Findings
-from jaxrobust.diagnosis._probes import look_program, margin_program, probes, signs_program
+from jaxrobust.diagnosis._probes import height_program, look_program, probes, signs_program
 from jaxrobust.diagnosis._symptoms import AT_LEAST, SYMPTOMS
 from jaxrobust.evaluation import _findings as doubts
-from jaxrobust.evaluation._arguments import check
+from jaxrobust.evaluation._arguments import check, check_sources
 from jaxrobust.evaluation._bench import Bench, spread
 from jaxrobust.evaluation._detection import check_detectors, score_program
-from jaxrobust.evaluation._judge import attack_program, clean_program
+from jaxrobust.evaluation._judge import attack_program, clean_program, no_derivative
 from jaxrobust.evaluation._store import Store
 from jaxrobust.threat import Ball, check_ball
 from jaxrobust.types import (
@@ -33,7 +33,6 @@ from jaxrobust.types import (
     LogitsFn,
     Randomized,
     as_partial,
-    per_example,
 )
 
 VOTES = 10
@@ -76,9 +75,12 @@ def diagnose(
     evaluation, whose numbers `evaluate` makes. A model that cannot be differentiated, or returns
     NaN, is a finding and no error.
 
+    What attacks do is told as a share of the images that are right, what gradients are of all.
+
     Each probe is one compiled program, traced once and run batch by batch over the images; only
     images that are classified rightly are attacked, and attacks without gradients meet those that
-    the others left standing. Memory: that of a gradient of one batch, and the sign of each pixel.
+    the others left standing. Memory: that of a gradient of one batch; and on the host, all images
+    as one attack leaves them, and twice a byte for each of their pixels.
 
     Args:
         logits_fn: `(batch, *dims) -> (batch, classes)`, or `Randomized`; as a
@@ -87,7 +89,8 @@ def diagnose(
         y: `(n,)` labels.
         key: Typed key.
         ball: The threat that the model is claimed to withstand.
-        sources: Other models, by name, whose adversarial images are tried on this one.
+        sources: Other models of the same classes, by name, whose adversarial images are tried on
+            this one.
         detectors: By name, `detector(outputs) -> (batch,)`; negative rejects. A clean image that
             one of them rejects is wrong, an attacked one counts as right in `accuracy`. The attacks
             do not know of detectors, and all symptoms are of predictions alone, but for one: how
@@ -120,7 +123,11 @@ def diagnose(
     checks.check_count(num_steps, "num_steps")
     checks.check_count(num_queries, "num_queries")
     attack = probes(int(num_steps), int(num_queries), ball.norm, random)
-    check(logits_fn, x, y, {"probe": attack.one_step}, {}, ball, key, batch_size, votes)
+    attacked = {"probe": attack.one_step}
+    num_classes = check(
+        logits_fn, x, y, attacked, {}, ball, key, batch_size, votes, names=("x", "y")
+    )
+    sources = check_sources({} if sources is None else sources, x, num_classes)
     logits_fn, devices = as_partial(logits_fn), tuple(jax.local_devices())
     watched = check_detectors({} if detectors is None else detectors, logits_fn, x)
     scores = None
@@ -139,22 +146,27 @@ def diagnose(
     right = (clean["prediction"] == np.asarray(y)) & ~np.asarray(rejected(clean))
     found = doubts.probabilities(clean["like_probabilities"])
     found += doubts.not_finite(clean["prediction"])
-    tell = _Tell(n)
-    tell.measured["probabilities"] = float(clean["like_probabilities"].mean())
+    tell = _Tell(n, right)
+    tell.measure("probabilities", clean["like_probabilities"].mean())
     accuracy: dict[str, float] = {}
+    caught, passed = np.zeros(n, bool), np.zeros(n, bool)
 
-    def broken(name: str, one: Attack, rows: np.ndarray, within: Ball = ball) -> Any:
-        """Which images an attack breaks, and where it ends."""
+    def broken(
+        name: str, one: Attack, rows: np.ndarray, within: Ball = ball, keep: int = 0
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Which images an attack breaks; and how it ends, with the first so many images."""
         bench.ball = within
-        judged = bench.attack(name, one, np.flatnonzero(rows), attack_program(votes, devices), n)
+        judged = bench.attack(name, one, np.flatnonzero(rows), attack_program(votes, devices), keep)
         hit, seen_through = np.zeros(n, bool), np.zeros(n, bool)
         hit[rows] = judged["success"]
         seen_through[rows] = judged["success"] & rejected(judged)
         accuracy[name] = float((right & ~(hit & ~seen_through)).mean())
-        return hit, judged | {"seen through": seen_through}
+        if within is ball:
+            caught[seen_through], passed[hit & ~seen_through] = True, True
+        return hit, judged
 
     some = np.flatnonzero(right)
-    white, caught = np.zeros(n, bool), np.zeros(n, bool)
+    white = np.zeros(n, bool)
     error = no_derivative(logits_fn, x, y, key)
     if error is not None:
         found += doubts.no_gradients(error, n)
@@ -165,14 +177,13 @@ def diagnose(
         again = bench.measure("look again", signs_program(devices), logits_fn, everyone)
         found += tell.gradients(seen, again, right)
 
-        iterative, judged = broken("many steps", attack.iterative, right)
-        caught = judged["seen through"]
+        iterative, judged = broken("many steps", attack.iterative, right, keep=n)
         found += doubts.failed("many steps", spread(n, some, judged["not_finite"], False))
         if len(some):
-            after = bench.measure(
-                "look after", margin_program(devices), logits_fn, some, judged["image"]
+            after = bench.measure(  # of the same name, and so with the same draws of a random model
+                "look", height_program(devices), logits_fn, some, judged.pop("image")
             )
-            risen = spread(n, some, after["margin"] > seen["margin"][some], False)
+            risen = spread(n, some, after["height"] > seen["height"][some], False)
             tell.say("loss does not rise", right & ~iterative & ~risen)
         one_step, _ = broken("one step", attack.one_step, right)
         tell.compare("one step beats many", one_step, iterative)
@@ -184,51 +195,60 @@ def diagnose(
         everywhere = broken("many steps, any change", attack.iterative, right, _everything(ball, x))
         success.append(everywhere[0])
         tell.say("unbounded attack fails", right & ~everywhere[0])
-        fall = max(itertools.pairwise(success), key=lambda pair: _net(*pair))
+        fall = max(itertools.pairwise(success), key=lambda pair: pair[0].sum() - pair[1].sum())
         tell.compare("larger radius, less success", *fall)
         still = right & ~success[0] & ~everywhere[0]
         share = still.sum() / max((right & ~success[0]).sum(), 1)
-        tell.say("larger radius, no more success", still, share * (still.sum() >= AT_LEAST))
+        counts = still.sum() > SYMPTOMS["unbounded attack fails"].threshold * len(some)
+        tell.say("larger radius, no more success", still, share * counts)
 
         other, _ = broken("many steps, margin", attack.other, right)
         if random:
             frozen, _ = broken("many steps, margin, one draw", attack.frozen, right)
-            tell.say("averaging finds more", other & ~frozen)
+            tell.compare("averaging finds more", other, frozen)
         else:
             tell.say("another loss finds more", other & ~iterative)
         white = iterative | one_step | other
     standing = right & ~white
     tell.say("random search finds more", broken("random search", attack.random, standing)[0])
-    square, judged = broken("black box", attack.black_box, standing)
-    tell.say("black box finds more", square)
-    if watched:
-        tell.say("rejected, not withstood", caught | judged["seen through"])
-    for name, source in (sources or {}).items():
-        guided = transfer(as_partial(source), attack.iterative)
-        hit, _ = broken(f"transfer: {name}", guided, standing)
+    tell.say("black box finds more", broken("black box", attack.black_box, standing)[0])
+    for name, source in sources.items():
+        hit, _ = broken(f"transfer: {name}", transfer(source, attack.iterative), standing)
         tell.say(f"transfer finds more: {name}", hit)
+    if watched:
+        tell.say("rejected, not withstood", caught & ~passed)
 
-    found = sorted(found + tell.found, key=lambda one: one.severity, reverse=True)
+    found = sorted(
+        found + doubts.too_few(len(some), AT_LEAST) + tell.found,
+        key=lambda one: one.severity,
+        reverse=True,
+    )
     return Findings(
         ball.norm, float(np.max(np.asarray(ball.eps))), n, float(right.mean()), accuracy,
-        tell.measured, found,
+        tell.measured, tell.thresholds, found,
     )  # fmt: skip
 
 
 class _Tell:
     """Collects what is measured, and words what is above its threshold."""
 
-    def __init__(self, n: int) -> None:
-        self.n, self.measured, self.found = n, {}, []
+    def __init__(self, n: int, right: np.ndarray) -> None:
+        self.n, self.num_right = n, max(int(right.sum()), 1)
+        self.measured, self.thresholds, self.found = {}, {}, []
 
-    def say(self, name: str, rows: np.ndarray, value: float | None = None) -> None:
-        """A share of images, or a value that rests on some."""
+    def measure(self, name: str, value: float) -> tuple[float, float]:
+        """Note a value, and the threshold that it is judged by; returns both."""
         symptom = SYMPTOMS[name.partition(":")[0]]
-        value = float(rows.mean()) if value is None else float(value)
         threshold = symptom.threshold
         if symptom.compares:
-            threshold = max(threshold, (AT_LEAST - 0.5) / self.n)
-        self.measured[name] = value
+            threshold = max(threshold, (AT_LEAST - 0.5) / self.num_right)
+        self.measured[name], self.thresholds[name] = float(value), threshold
+        return float(value), threshold
+
+    def say(self, name: str, rows: np.ndarray, value: float | None = None) -> None:
+        """A share of the images that are right, or a value that rests on some."""
+        symptom = SYMPTOMS[name.partition(":")[0]]
+        value, threshold = self.measure(name, self._share(rows) if value is None else value)
         if value > threshold:
             self.found.append(
                 Finding(
@@ -239,15 +259,16 @@ class _Tell:
 
     def compare(self, name: str, weaker: np.ndarray, stronger: np.ndarray) -> None:
         """By how much the attack that should do less does more."""
-        self.say(name, weaker & ~stronger, _net(weaker, stronger))
+        self.say(name, weaker & ~stronger, self._share(weaker) - self._share(stronger))
 
     def gradients(
         self, seen: dict[str, np.ndarray], again: dict[str, np.ndarray], right: np.ndarray
     ) -> list[Finding]:
         """What the model shows at the clean images, of two looks with keys of their own."""
         zero, broken = seen["zero"], seen["not_finite"]
-        self.measured["zero gradients"] = float(zero.mean())
-        self.measured["gradients not finite"] = float(broken.mean())
+        _, limit = self.measure("zero gradients", zero.mean())
+        self.measure("gradients not finite", broken.mean())
+        found = doubts.zero_gradients(zero, limit) + doubts.broken_gradients(broken)
         tiny = float(jnp.finfo(seen["margin"].dtype).tiny)
         self.say("saturated logits", right & (np.abs(seen["margin"]) > -math.log(tiny)))
         self.say("vanishing gradients", right & (seen["slope"] < SHORT))
@@ -258,23 +279,10 @@ class _Tell:
         either = (seen["signs"] != 0) | (again["signs"] != 0)
         differ = ((seen["signs"] != again["signs"]) & either).sum(1) / np.maximum(either.sum(1), 1)
         self.say("stochastic gradients", differ > 0, float(differ.mean()))
-        limit = SYMPTOMS["zero gradients"].threshold
-        return doubts.zero_gradients(zero, limit) + doubts.broken_gradients(broken)
+        return found
 
-
-def no_derivative(logits_fn: LogitsFn, x: Any, y: Any, key: Any) -> Exception | None:
-    """Why the model has no derivative at all, if so."""
-    model, one = per_example(logits_fn), jnp.asarray(x[:1])[0]
-    loss = lambda x, key: losses.cross_entropy(model(x, key), jnp.asarray(y)[0])
-    try:
-        jax.eval_shape(jax.grad(loss), one, key)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        return error
-    return None
-
-
-def _net(weaker: np.ndarray, stronger: np.ndarray) -> float:
-    return float(weaker.mean() - stronger.mean())
+    def _share(self, rows: np.ndarray) -> float:
+        return float(rows.sum() / self.num_right)
 
 
 def _scaled(ball: Ball, share: float) -> Ball:

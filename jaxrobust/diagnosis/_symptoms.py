@@ -1,13 +1,16 @@
 """The symptoms of masked gradients: thresholds, and what each says to who never read the papers.
 
-Every measured value is a share of all images, unless its symptom says otherwise, and is flagged
-above its threshold. How the values of masked and of honest networks are distributed, and so why
-the thresholds are where they are, is recorded in `experiments/gradient_masking`.
+What is measured of a model's gradients is a share of all images, what attacks do one of those that
+are right without an attack, unless a symptom says otherwise; it is flagged above its threshold. How
+the values of masked and of honest networks are distributed, and so why the thresholds are where
+they are, is recorded in `experiments/gradient_masking`.
 """
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
+
+from jaxrobust.evaluation import _findings as doubts
 
 AT_LEAST = 3
 """Fewest images that what attacks found is believed for: one or two are chance."""
@@ -35,7 +38,7 @@ class Symptom(NamedTuple):
 
 SYMPTOMS = {
     "probabilities": Symptom(
-        0.999, "clean images whose outputs are positive and add up to one", "", ""
+        doubts.ALIKE, "clean images whose outputs are positive and add up to one", "", ""
     ),  # these three are worded by `evaluation`
     "zero gradients": Symptom(0.01, "clean images where the loss has no gradient at all", "", ""),
     "gradients not finite": Symptom(
@@ -79,7 +82,7 @@ SYMPTOMS = {
     ),
     "loss does not rise": Symptom(
         0.1,
-        "images that withstood an attack which did not raise their loss at all",
+        "images that withstood an attack which had not raised their loss in the end",
         "The attack went many steps along the gradient, and at the end the model was no less sure "
         "than before. It was not attacked in effect: that it is still right says nothing.",
         "Find out why: look at the gradient's findings, try shorter steps and another loss.",
@@ -129,12 +132,13 @@ SYMPTOMS = {
         compares=True,
     ),
     "averaging finds more": Symptom(
-        0.1,
-        "images broken by averaged gradients that the gradient of one draw left standing",
+        0.15,
+        "images broken by averaged gradients, less those broken by the gradient of one draw",
         "An attack that freezes the model's randomness breaks far fewer images than one that "
         "averages over it: each draw has a gradient of its own, and none shows what the model "
         "does. Its randomness hides its gradient rather than making it robust.",
-        "Average over more draws: gradient=gradients.eot(n), and evaluate(..., votes=n).",
+        "Average over more draws: gradient=gradients.eot(n), and evaluate(..., votes=n); where a "
+        "draw jumps, put its mean in its place (gradients.bpda).",
         compares=True,
     ),
     "random search finds more": Symptom(

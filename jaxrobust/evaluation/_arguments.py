@@ -10,14 +10,14 @@ import numpy as np
 
 from jaxrobust import checks
 from jaxrobust.threat import Threat, check_threat
-from jaxrobust.types import LogitsFn, Randomized, logits_of, per_example, row_keys
+from jaxrobust.types import LogitsFn, Randomized, as_partial, logits_of, per_example, row_keys
 
 
 def check(
     logits_fn: LogitsFn, x: Any, y: Any, attacks: Any, certificates: Any, ball: Threat, key: Any,
-    batch_size: int, votes: int,
+    batch_size: int, votes: int, names: tuple[str, str] = ("data[0]", "data[1]"),
 ) -> int:  # fmt: skip
-    """Refuse what cannot be meant; returns the number of classes."""
+    """Refuse what cannot be meant, x and y by these names; returns the number of classes."""
     if not isinstance(attacks, Mapping) or not (attacks or certificates):
         raise ValueError(
             "attacks must be a dictionary of attacks by name, and hold one unless there are "
@@ -32,23 +32,43 @@ def check(
         raise ValueError(f"votes must be 1 for a model that is not Randomized; got {votes}")
     if not hasattr(x, "shape") or x.ndim < 2 or x.shape[0] == 0:
         raise ValueError(
-            f"data[0] must be a non-empty batch of images; got {getattr(x, 'shape', type(x))}"
+            f"{names[0]} must be a non-empty batch of images; got {getattr(x, 'shape', type(x))}"
         )
-    checks.check_precision(x, "data[0]")
+    checks.check_precision(x, names[0])
     check_threat(ball, len(x))
     if certificates and np.ndim(ball.eps):
         raise ValueError("eps must be a scalar where certificates are asked for; got one a row")
     for start in range(0, len(x), 1024):
-        checks.check_images(np.asarray(x[start : start + 1024]), ball.box, "data[0]")
+        checks.check_images(np.asarray(x[start : start + 1024]), ball.box, names[0])
     keys = row_keys(key, 1)
     if key.ndim:
-        raise ValueError(f"key must be a single key for evaluate; got shape {key.shape}")
+        raise ValueError(f"key must be a single key; got shape {key.shape}")
+    num_classes = _num_classes(logits_fn, x, keys)
+    checks.check_labels(y, len(x), num_classes, names[1])
+    return num_classes
+
+
+def _num_classes(logits_fn: LogitsFn, x: Any, keys: Any) -> int:
     model = jax.vmap(per_example(logits_fn))
     one = np.asarray(x[:1])
     shape = checks.output_shapes(model, jax.ShapeDtypeStruct(one.shape, one.dtype), keys)
-    num_classes = checks.check_logits(logits_of(shape), 1)
-    checks.check_labels(y, len(x), num_classes, "data[1]")
-    return num_classes
+    return checks.check_logits(logits_of(shape), 1)
+
+
+def check_sources(sources: Any, x: Any, num_classes: int) -> dict[str, Any]:
+    """Refuse what is no dictionary of models of these images and so many classes."""
+    if not isinstance(sources, Mapping):
+        raise ValueError(f"sources must be a dictionary by name; got {type(sources).__name__}")
+    for name, source in sources.items():
+        if not callable(source):
+            raise ValueError(f"source {name!r} must be a function of images; got {source!r:.60}")
+        found = _num_classes(source, x, row_keys(jax.random.key(0), 1))
+        if found != num_classes:
+            raise ValueError(
+                f"source {name!r} must return logits of {num_classes} classes, as the model does; "
+                f"got {found}"
+            )
+    return {name: as_partial(source) for name, source in sources.items()}
 
 
 def check_certificates(certificates: Any) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from jaxrobust.types import Finding
 CHANCE = 0.002
 """Share of examples that a random search may break after others by chance (AutoAttack's)."""
 
+ALIKE = 0.9
+"""Share of outputs that may look like probabilities: logits do so by chance, and hardly ever."""
+
 
 def first(rows: np.ndarray) -> list[int]:
     """The first ten rows that are meant, as a finding names them."""
@@ -16,13 +19,13 @@ def first(rows: np.ndarray) -> list[int]:
 
 
 def probabilities(alike: np.ndarray) -> list[Finding]:
-    """The model seems to return probabilities."""
-    if not alike.all():
+    """The model seems to return probabilities on more than that share of the rows."""
+    if not alike.mean() > ALIKE:
         return []
     return [
         Finding(
-            "probabilities", 1.0, 1.0, first(alike),
-            "Every output row is non-negative and sums to one, so the model seems to return "
+            "probabilities", float(alike.mean()), ALIKE, first(alike),
+            "The outputs are non-negative and sum to one, so the model seems to return "
             "probabilities instead of logits: losses apply a second softmax, gradients shrink, "
             "and attacks look weaker than they are.",
             "Return the logits, before the softmax.",
@@ -84,6 +87,21 @@ def no_gradients(error: Exception, num: int) -> list[Finding]:
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             "Attack with values alone (attacks.square, gradients.spsa), by transfer, or put "
             "gradients.bpda in front of what has no derivative.",
+        )
+    ]  # fmt: skip
+
+
+def too_few(num: int, least: int) -> list[Finding]:
+    """So few images are right without an attack that nothing can be learned by attacking them."""
+    if num >= least:
+        return []
+    return [
+        Finding(
+            "too few images", float(num), float(least), [],
+            f"Only {num} of the images are classified rightly (and accepted, where there is a "
+            "detector) without any attack. Attacks are tried on those alone, so that none of them "
+            "raised a doubt says nothing.",
+            "Check labels, preprocessing and the box; then diagnose more images.",
         )
     ]  # fmt: skip
 

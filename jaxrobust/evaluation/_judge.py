@@ -68,8 +68,8 @@ def clean_program(votes: int, devices: tuple[Any, ...]) -> Callable[..., Clean]:
 
     def clean(logits_fn: LogitsFn, x: Array, keys: Array) -> Clean:
         logits = logits_of(jax.vmap(per_example(logits_fn))(x, keys))
-        total = jnp.sum(logits, -1)
-        alike = jnp.all(logits >= 0, -1) & (jnp.abs(total - 1) < 1e-3)
+        total = jnp.sum(logits.astype(jnp.float32), -1)
+        alike = jnp.all(logits >= 0, -1) & (jnp.abs(total - 1) < 1e-2)  # if of half precision, too
         predicted = _predict(logits_fn, votes, x, keys)
         changed = jnp.zeros_like(alike)
         if isinstance(logits_fn, Randomized):
@@ -102,6 +102,17 @@ def ascent(logits_fn: LogitsFn, x: Array, y: Array, keys: Array) -> Array:
         return pullback(jnp.ones_like(value))
 
     return jax.vmap(one)(x, y, keys)
+
+
+def no_derivative(logits_fn: LogitsFn, x: Any, y: Any, key: Any) -> Exception | None:
+    """Why the model, which has values, has no derivative at all, if so."""
+    model, one = per_example(logits_fn), jnp.asarray(x[:1])[0]
+    loss = lambda x, key: losses.cross_entropy(model(x, key), jnp.asarray(y)[0])
+    try:
+        jax.eval_shape(jax.grad(loss), one, key)
+    except Exception as error:  # whatever a model's own derivative may raise
+        return error
+    return None
 
 
 @functools.lru_cache(maxsize=64)

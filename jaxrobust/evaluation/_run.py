@@ -26,7 +26,12 @@ from jaxrobust.evaluation._detection import (
     score_program,
     summarised,
 )
-from jaxrobust.evaluation._judge import attack_program, clean_program, gradient_program
+from jaxrobust.evaluation._judge import (
+    attack_program,
+    clean_program,
+    gradient_program,
+    no_derivative,
+)
 from jaxrobust.evaluation._report import AttackRecord, Report
 from jaxrobust.evaluation._store import Store
 from jaxrobust.identity import digest, fingerprint
@@ -272,7 +277,10 @@ def _slopes(bench: Bench, devices: tuple[Any, ...]) -> list[Finding]:
     try:
         rows = np.arange(min(bench.size, len(bench.y)))  # the first batch
         slopes = bench.measure("gradients", gradient_program(devices), bench.logits_fn, rows)
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except Exception:
+        error = no_derivative(bench.logits_fn, bench.x, bench.y, bench.key)
+        if error is None:  # something else went wrong
+            raise
         return findings.no_gradients(error, bench.size)
     zero, broken = slopes["zero"], slopes["not_finite"]
     return findings.zero_gradients(zero) + findings.broken_gradients(broken)

@@ -156,10 +156,25 @@ def bpda(
                 "backward must return an array of the shape of forward's, "
                 f"{jnp.shape(value)}; got {jnp.shape(smooth)}"
             )
-        # Zero, but for its derivative.
-        return value + (smooth - jax.lax.stop_gradient(smooth)).astype(jnp.result_type(value))
+        value, smooth = jnp.asarray(value), jnp.asarray(smooth)
+        if not jnp.issubdtype(value.dtype, jnp.inexact):
+            value = value.astype(smooth.dtype)
+        return _with_derivative_of(value, smooth)
 
     return approximated
+
+
+@jax.custom_jvp
+def _with_derivative_of(value: Array, smooth: Array) -> Array:
+    """The first, whose derivative is the sum of both, even where the second is infinite."""
+    del smooth
+    return value
+
+
+@_with_derivative_of.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    of_value, of_smooth = tangents
+    return primals[0], of_value + of_smooth.astype(of_value.dtype)
 
 
 def _check_width(value: Any, name: str) -> None:

@@ -26,7 +26,7 @@ class OdeNet(nn.Module):
     that needs more than `max_steps` gets logits of NaN, which predict no class.
 
     Attributes:
-        width: Channels throughout: at most 32, or a multiple of it, for the group norm's 32 groups.
+        width: Channels throughout: even, and a multiple of 32 above 64, for the group norm.
         num_classes: Number of logits.
         timed: Whether the field sees the time; see `Field`.
         interval: When it begins and ends to flow.
