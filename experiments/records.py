@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import re
 import subprocess
@@ -130,6 +131,11 @@ def restored(
     else:
         return None
     return Partial(apply, jax.tree.map(jnp.asarray, variables))
+
+
+def code(*sources: Path) -> str:
+    """A checksum of source files: what was measured by other code is measured again."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
 def commit() -> str:

@@ -103,20 +103,19 @@ def test_what_seems_robust_is_not(name):
 
 
 def chain(x):
-    """Two classes behind the purifier: whether it makes more of the pixels white than black."""
+    """Two classes behind the purifier: whether what it makes of the image is brighter than 0.4."""
     mean = jnp.mean(layers.purified(x), -1)
-    return jnp.stack([0.5 - mean, mean - 0.5], -1)
+    return jnp.stack([0.4 - mean, mean - 0.4], -1)
 
 
 def test_reparametrisation_undoes_the_purifier():
-    """All pixels at 0.4, and the ball reaches 0.6: PGD has no gradient, the code has."""
-    x, y = np.full((2, 3), 0.4, np.float32), np.zeros(2, int)
+    """All pixels at 0.3, which it makes 0.25 of: PGD has no gradient, the code has."""
+    x, y = np.full((2, 3), 0.3, np.float32), np.zeros(2, int)
     ball = jr.Ball("linf", 0.2)
     pgd = functools.partial(jr.attacks.pgd, num_steps=5, random_start=False)
     coded = jr.attacks.reparametrize(
-        layers.unpurified, pgd, encoder=layers.logit_of_purified,
-        codes=jr.Ball("linf", 16.0, box=jr.Box(-8.0, 8.0)),
-    )  # fmt: skip
+        layers.unpurified, pgd, encoder=layers.purified, codes=jr.Ball("linf", 0.3)
+    )
     slope = jax.grad(lambda x: jr.losses.margin(chain(x[None])[0], jnp.array(0)))(x[0])
     assert float(jnp.abs(slope).max()) < 1e-20
     x_adv = coded(chain, x, y, key=KEY, ball=ball)
@@ -162,6 +161,14 @@ def test_reparametrisation_takes_carlini_and_wagner():
 
 
 def test_mistakes_are_refused(untyped):
+    for settings, what in (
+        ({"decoder": 3}, "decoder must be a function of arrays; got 3"),
+        ({"encoder": "x"}, "encoder must be a function of arrays; got 'x'"),
+        ({"attack": jr.attacks.deepfool}, "wrapped in attacks.against"),
+    ):
+        right = {"decoder": jnp.array, "encoder": jnp.array, "attack": jr.attacks.fgsm}
+        with pytest.raises(ValueError, match=what):
+            jr.attacks.reparametrize(**(right | settings), codes=BALL)
     with pytest.raises(ValueError, match="ball must be"):
         jr.attacks.reparametrize(lambda z: z, jr.attacks.fgsm, encoder=lambda x: x, codes=1.0)
     wrong = jr.attacks.reparametrize(
@@ -183,8 +190,9 @@ def test_the_parts_are_what_they_say():
     np.testing.assert_allclose(layers.compressed(coarse), coarse, atol=1e-4)  # a fixed point
     np.testing.assert_allclose(layers.compressed(jnp.full_like(X, 0.5)), 0.5, atol=1e-6)
     assert 0.01 < float(jnp.abs(coarse - X).max()) < 1
-    z = jnp.linspace(-8, 8, 9)
-    np.testing.assert_allclose(layers.purified(layers.unpurified(z)), jax.nn.sigmoid(z), atol=1e-3)
+    z = jnp.linspace(0, 1, 27)
+    np.testing.assert_allclose(layers.purified(layers.unpurified(z)), z, atol=1e-3)
+    np.testing.assert_allclose(layers.purified(z), jnp.round(4 * z) / 4, atol=1e-3)
     hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 40)), jnp.float32)
     winners = layers.k_winners(hidden)
     assert ((winners != 0).sum(-1) == 2).all()
@@ -213,6 +221,8 @@ def test_the_detector_rejects_as_few_clean_images_as_it_says():
     most = jnp.quantile(layers.local_dimension(hidden[300:], hidden[:300]), 0.95)
     outputs = models.with_dimension(params, hidden[:300], most, jnp.asarray(data().x[300:600]))
     assert np.mean(models.accepted(outputs) < 0) == pytest.approx(0.05, abs=0.01)
+    others = models.with_dimension(params, hidden[:300], most, jnp.asarray(data().x[600:900]))
+    assert np.mean(models.accepted(others) < 0) < 0.15
     passes = np.asarray([models.rejected((o, s), 0) for o, s in zip(*outputs, strict=True)]) == 0
     assert (np.asarray(outputs[1])[passes] >= 0).all()
 
@@ -235,7 +245,7 @@ def test_measurements_are_told_in_tables_and_on_a_page(tmp_path):
     defences = shown["defences digits"]
     assert "| 90.0 ± 0.0 | 70.0 ± 0.0 | 1 of 1 by saturated logits | a cure |" in defences
     assert "warnings in 0 of 1" in defences
-    row = "| saturated logits | 0.75, 0.75 to 0.75 | 0.05 | 0.75, 0.75 to 0.75 | distilled 1 |"
+    row = "| saturated logits | 0.75, 0.75 to 0.75 | 0.05 | 0.75, 0.75 to 0.75 | distilled 1/1 |"
     assert row in shown["thresholds"]
     evaluate.page(place)
     assert "It says." in (place.folder / "page" / "index.html").read_text()

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxrobust as jr
+from experiments import records
 
 CHUNK = 20
 """Rows attacked at once, and kept on disk as they are finished."""
@@ -78,7 +79,7 @@ def code() -> str:
     sources = [Path(__file__), *(root / part for part in ("threat.py", "loops.py"))]
     for part in ("attacks", "gradients", "losses"):
         sources += sorted(root.glob(f"{part}/*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    return records.code(*sources)
 
 
 def distances(x_adv: np.ndarray, x: np.ndarray) -> dict[str, np.ndarray]:

@@ -54,11 +54,24 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
             if only and not any(part in title for part in only):
                 continue
             limits = {name: symptom.threshold for name, symptom in SYMPTOMS.items()}
-            about = {"name": title, "sizes": place.sizes, "seed": seed, "thresholds": limits}
+            about = {
+                "name": title, "sizes": place.sizes, "seed": seed, "thresholds": limits,
+                "code": code(),
+            }  # fmt: skip
             how = f"--data {place.data} --preset {place.preset}"
             command = f"python -m experiments.gradient_masking {how}"
             path = place.folder / f"{title.replace(', ', '-').replace(' ', '-')}.json"
             records.keep(path, about, functools.partial(measure, place, name, seed), command)
+
+
+@functools.cache
+def code() -> str:
+    """A checksum of the zoo and of the probes."""
+    here, probes = Path(__file__).parent, Path(jr.diagnosis.__file__).parent
+    return records.code(
+        *(here / f"{name}.py" for name in ("layers", "models", "train", "zoo")),
+        *sorted(probes.glob("*.py")),
+    )
 
 
 def measure(place: Place, name: str, seed: int) -> dict[str, Any]:

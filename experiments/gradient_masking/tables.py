@@ -54,23 +54,28 @@ def _defences(found: dict[str, Seeds]) -> str:
 
 
 def _thresholds(found: Sequence[dict[str, Seeds]]) -> str:
-    """Of both data sets: what honest networks measure, and the defences that a symptom flags."""
+    """Of both data sets: what a probe measures of honest networks and of the defences it is for.
+
+    Those whose right symptom it is, flagged or not; and which others it flags.
+    """
     honest = [one for of in found for name in zoo.CONTROLS for one in of[name]]
+    masked = {name: [one for of in found for one in of[name]] for name in zoo.MASKED}
     rows = []
     for symptom, about in SYMPTOMS.items():
-        flagged: dict[str, list[float]] = {}
-        for of in found:
-            for name in zoo.MASKED:
-                for one in of[name]:
-                    if any(symptom == each.partition(":")[0] for each in _names(one)):
-                        flagged.setdefault(name, []).extend(_measured(one, symptom))
-        values = [value for one in honest for value in _measured(one, symptom)]
+        meant = [one for seeds in masked.values() for one in seeds if symptom in one["symptoms"]]
+        flagged = {
+            name: sum(symptom in {each.partition(":")[0] for each in _names(one)} for one in seeds)
+            for name, seeds in masked.items()
+        }
         rows.append([
-            symptom, _range(values), f"{about.threshold:g}",
-            _range([value for each in flagged.values() for value in each]),
-            ", ".join(f"{name} {len(each)}" for name, each in flagged.items()) or "none",
+            symptom,
+            _range([value for one in honest for value in _measured(one, symptom)]),
+            f"{about.threshold:g}",
+            _range([value for one in meant for value in _measured(one, symptom)]),
+            ", ".join(f"{name} {n}/{len(masked[name])}" for name, n in flagged.items() if n)
+            or "none",
         ])  # fmt: skip
-    head = ["", "honest: median, range", "threshold", "flagged: median, range", "which, seeds"]
+    head = ["", "honest: median, range", "threshold", "meant for: median, range", "flags"]
     return records.table(head, rows)
 
 

@@ -176,13 +176,13 @@ def _purified(sizes: Sizes, data: Data, key: Array) -> Defence:
     params = train.fit(train.natural(models.of_purified), start, None, sizes, data, key)
     return Defence(
         "purification by many iterations, Song et al., Samangouei et al.",
-        ("vanishing gradients", "zero gradients"),
+        ("shattered gradients", "vanishing gradients"),
         "attacks.reparametrize, codes that the iterations decode",
         Partial(models.of_purified, params),
         climb(sizes.attack_steps),
         jr.attacks.reparametrize(
             layers.unpurified, climb(sizes.attack_steps), encoder=layers.purified,
-            codes=jr.Ball("linf", sizes.eps + 0.0),
+            codes=jr.Ball("linf", sizes.eps + 0.5 / layers.WELLS),
         ),
         {},
     )  # fmt: skip

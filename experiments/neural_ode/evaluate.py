@@ -16,10 +16,14 @@ from experiments import records
 from experiments.neural_ode import config, train
 from experiments.neural_ode.config import DATA, PRESETS, Sizes
 from jaxrobust.identity import digest
+from jaxrobust.types import predicted_class
 
 BATCH = 50
 DRAWS = 10
-"""Of the random models, for each gradient through EOT."""
+"""Of the random models, for each gradient through EOT, and for each of its judgements."""
+
+QUERIES = 300
+"""Of Square, behind an adaptive solver."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +62,8 @@ def record(place: Place, data: str, name: str, seed: int) -> None:
     for title, measure in measurements.items():
         about = {
             "name": f"{data} {title} {name} {seed}", "network": name, "weights": digest(subject),
-            "seed": seed, "sizes": place.sizes,
+            "seed": seed, "sizes": place.sizes, "threats": DATA[data],
+            "code": records.code(Path(__file__)),
         }  # fmt: skip
         make = functools.partial(measure, place, data, name, seed)
         path = place.folder / f"{about['name'].replace(' ', '-')}.json"
@@ -71,12 +76,15 @@ def test_images(data: str, number: int) -> tuple[np.ndarray, np.ndarray]:
     return test.x[:number], test.y[:number]
 
 
-def attack(logits_fn: Any, data: str, number: int, attacks: Any, eps: float, seed: int) -> Any:
-    """Accuracies under each attack by itself, and after all of them, within an linf ball."""
+def attack(
+    logits_fn: Any, data: str, number: int, attacks: Any, eps: float, seed: int, votes: int = 1
+) -> float:
+    """Accuracy after all the attacks, within an linf ball."""
     x, y = test_images(data, number)
     report = jr.evaluate(
         logits_fn, (x, y), attacks=attacks, ball=jr.Ball("linf", eps), key=jax.random.key(seed),
         batch_size=min(BATCH, number), survivors_only=len(attacks) > 1,
+        votes=votes,
     )  # fmt: skip
     return list(report.accuracy_after.values())[-1]
 
@@ -128,7 +136,9 @@ def strong(place: Place, data: str, name: str, seed: int) -> dict[str, float]:
             jr.attacks.pgd, num_steps=40, loss=jr.losses.margin, gradient=gradient
         )
         members = jr.attacks.autoattack_members("rand" if random else "standard")
-        at = functools.partial(attack, judged, data, number, eps=eps, seed=seed)
+        at = functools.partial(
+            attack, judged, data, number, eps=eps, seed=seed, votes=DRAWS if random else 1
+        )
         found[f"PGD as published {shown(data, eps)}"] = at({"pgd": published_pgd(eps)})
         found[f"PGD, 40 steps {shown(data, eps)}"] = at({"pgd": pgd})
         found[f"AutoAttack {shown(data, eps)}"] = at(members)
@@ -138,9 +148,10 @@ def strong(place: Place, data: str, name: str, seed: int) -> dict[str, float]:
 def adaptive(place: Place, data: str, name: str, seed: int) -> dict[str, float]:
     """The same weights behind an adaptive solver: does it only hide gradients?
 
-    Accuracy under PGD as published through the solver's own steps and through the adjoint ODE, and
-    when the images come from Euler's steps; how far derivatives along the gradient are from
-    differences of the loss; the cosine between the two gradients.
+    Accuracy under PGD as published through the solver's own steps and through the adjoint ODE, when
+    the images come from Euler's steps, and under Square, which asks for values alone; how far
+    derivatives of the margin along its gradient are from differences, behind Euler's steps, too;
+    the cosine between the solver's two gradients.
     """
     euler, own, adjoint = (
         train.trained(data, name, place.preset, place.out, seed, solver)
@@ -152,29 +163,54 @@ def adaptive(place: Place, data: str, name: str, seed: int) -> dict[str, float]:
     number, eps = place.sizes.strong, DATA[data].pgd[-1]
     x, y = test_images(data, number)
     pgd, key, ball = published_pgd(eps), jax.random.key(seed), jr.Ball("linf", eps)
-    found = {"clean": float(np.mean(np.asarray(own(x)).argmax(-1) == y))}
-    for title, source in (
-        ("own gradients", own), ("adjoint ODE's gradients", adjoint), ("Euler's", euler)
+    square = functools.partial(jr.attacks.square, num_queries=QUERIES)
+    found = {"clean": _accuracy(own, x, y)}
+    for title, source, one in (
+        ("PGD, own gradients", own, pgd), ("PGD, adjoint ODE's gradients", adjoint, pgd),
+        ("Square", own, square), ("PGD, Euler's", euler, pgd),
     ):  # fmt: skip
-        x_adv = pgd(source, x, y, key=key, ball=ball)
-        found[f"PGD, {title}"] = float(np.mean(np.asarray(own(x_adv)).argmax(-1) == y))
-    # x_adv is now of Euler's steps: judged there, too.
-    found["PGD on Euler"] = float(np.mean(np.asarray(euler(x_adv)).argmax(-1) == y))
+        x_adv = one(source, x, y, key=key, ball=ball)
+        found[title] = _accuracy(own, x_adv, y)
+    found["PGD on Euler"] = _accuracy(euler, x_adv, y)  # its images are the last
 
-    def loss(logits_fn: Any, one: Any, label: Any) -> Any:
-        return jr.losses.cross_entropy(logits_fn(one[None])[0], label)
-
-    def gradients_of(logits_fn: Any) -> Any:
-        return jax.jit(jax.vmap(jax.grad(functools.partial(loss, logits_fn))))(jnp.asarray(x), y)
-
-    g, h = (np.asarray(gradients_of(one)).reshape(number, -1) for one in (own, adjoint))
-    lengths = [np.linalg.norm(part, axis=1).clip(1e-12) for part in (g, h)]
-    found["cosine"] = float(np.median(np.sum(g * h, axis=1) / lengths[0] / lengths[1]))
-    way = (g / lengths[0][:, None]).reshape(x.shape)
-    value = jax.jit(jax.vmap(functools.partial(loss, own)))
-    difference = (np.asarray(value(x + 0.01 * way, y)) - value(x - 0.01 * way, y)) / 0.02
-    found["finite differences"] = float(np.median(abs(difference - lengths[0]) / lengths[0]))
+    g, h = (_slopes(model, x, y) for model in (own, adjoint))
+    lengths = [np.linalg.norm(part, axis=1) for part in (g, h)]
+    moving = np.min(lengths, axis=0) > 0
+    cosines = np.sum(g * h, axis=1)[moving] / np.prod(lengths, axis=0)[moving]
+    found["cosine"] = float(np.median(cosines)) if moving.any() else float("nan")
+    for title, model in (("finite differences", own), ("finite differences, Euler", euler)):
+        found[title] = _off(model, x, y)
     return found
+
+
+def _accuracy(logits_fn: Any, x: Any, y: np.ndarray) -> float:
+    """A row that took the solver too many steps has no class, and is wrong."""
+    return float(np.mean(np.asarray(predicted_class(logits_fn(jnp.asarray(x)))) == y))
+
+
+def _margin(logits_fn: Any, one: Any, label: Any) -> Any:
+    return jr.losses.margin(logits_fn(one[None])[0], label)
+
+
+def _slopes(logits_fn: Any, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    slope = jax.jit(jax.vmap(jax.grad(functools.partial(_margin, logits_fn))))
+    return np.asarray(slope(x, y)).reshape(len(x), -1)
+
+
+def _off(logits_fn: Any, x: np.ndarray, y: np.ndarray) -> float:
+    """By how much of itself the slope along the gradient misses a difference; of the median image.
+
+    Images without a gradient are left out.
+    """
+    g = _slopes(logits_fn, x, y)
+    lengths = np.linalg.norm(g, axis=1)
+    moving = lengths > 0
+    if not moving.any():
+        return float("nan")
+    way = (g / lengths.clip(1e-30)[:, None]).reshape(x.shape)
+    value = jax.jit(jax.vmap(functools.partial(_margin, logits_fn)))
+    difference = (np.asarray(value(x + 0.01 * way, y)) - value(x - 0.01 * way, y)) / 0.02
+    return float(np.median(abs(difference - lengths)[moving] / lengths[moving]))
 
 
 def shown(data: str, eps: float) -> str:
@@ -196,7 +232,6 @@ def _noisy_accuracy(logits_fn: Any, x: np.ndarray, y: np.ndarray, sigma: float, 
         noise_key, model_key = jax.random.split(key)
         part = x[at : at + size]
         noisy = jnp.clip(part + sigma * jax.random.normal(noise_key, part.shape), 0, 1)
-        right += np.sum(
-            np.asarray(apply(logits_fn, noisy, model_key)).argmax(-1) == y[at : at + size]
-        )
+        predicted = predicted_class(apply(logits_fn, noisy, model_key))
+        right += np.sum(np.asarray(predicted) == y[at : at + size])
     return float(right / len(x))

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
-from jaxrobust import gradients
 from jaxrobust.attacks._lift import check_call
+from jaxrobust.checks import check_takes
 from jaxrobust.threat import Ball, check_ball
 from jaxrobust.types import Attack, LogitsFn, Randomized, as_partial
 
@@ -28,8 +28,8 @@ def reparametrize(decoder: Coder, attack: Attack, *, encoder: Coder, codes: Ball
 
     The search is in the ball `codes` around `encoder(x)`; PGD starts anywhere in it, unless it has
     `random_start=False`. What the model is shown, and what comes back, is `decoder(z)` brought into
-    the ball around x; so a code whose image lies outside counts for its nearest image within, and
-    is moved by the gradient there.
+    the ball around x; so a code whose image lies outside does not count for more than its nearest
+    image within.
 
     A minimum-norm attack goes in by `against`: it looks for the nearest code, in `codes.box`, not
     for the nearest image.
@@ -45,8 +45,8 @@ def reparametrize(decoder: Coder, attack: Attack, *, encoder: Coder, codes: Ball
         An attack of the common form, within a `Ball`.
 
     Raises:
-        ValueError: For codes that are no `Ball`; when it is called, for a decoder whose images are
-            not of the shape of x.
+        ValueError: For what is no function, or no attack within a ball; for codes that are no
+            `Ball`; when it is called, for a decoder whose images are not of the shape of x.
 
     References:
         Athalye et al. 2018, sec. 4.3 (paper 001, gradient masking).
@@ -59,6 +59,10 @@ def reparametrize(decoder: Coder, attack: Attack, *, encoder: Coder, codes: Ball
     ...         ball=Ball("linf", 0.2))
     Array([[0.375, 0.375]], dtype=float32)
     """
+    for name, coder in (("decoder", decoder), ("encoder", encoder)):
+        if not callable(coder):
+            raise ValueError(f"{name} must be a function of arrays; got {coder!r:.60}")
+    check_takes(attack, ("ball",), "as a function of (logits_fn, x, y, *, key, ball)")
     check_ball(codes)
     return Partial(
         _reparametrized, as_partial(decoder), as_partial(encoder), codes, as_partial(attack)
@@ -99,9 +103,6 @@ def _search(functions: Any, codes: Ball, x: Array, y: Array, keys: Array, ball: 
 def _decoded(
     decoder: Coder, ball: Ball, x: Array, logits_fn: LogitsFn, z: Array, *key: Array
 ) -> PyTree:
-    """The model of codes of one image, on a batch of one or more.
-
-    Differentiated as if nothing were brought into the ball: a pixel beyond it may come back.
-    """
-    within = gradients.bpda(jax.vmap(lambda one: ball.project(x, one)))
-    return logits_fn(within(decoder(z)), *key)
+    """The model of codes of one image, on a batch of one or more."""
+    image = jax.vmap(lambda one: ball.project(x, one))(decoder(z))
+    return logits_fn(image, *key)
