@@ -93,7 +93,7 @@ def _thermometer(sizes: Sizes, data: Data, key: Array) -> Defence:
     params = train.fit(train.natural(models.of_thermometer), start, None, sizes, data, key)
     return Defence(
         "thermometer encoding, Buckman et al.",
-        ("zero gradients",),
+        ("zero gradients", "vanishing gradients"),
         "gradients.bpda, ramps for steps",
         Partial(models.of_thermometer, params),
         climb(sizes.attack_steps),
@@ -107,7 +107,7 @@ def _compressed(sizes: Sizes, data: Data, key: Array) -> Defence:
     params = train.fit(train.natural(models.of_compressed), start, None, sizes, data, key)
     return Defence(
         "input transformations, Guo et al.",
-        ("zero gradients",),
+        ("zero gradients", "vanishing gradients"),
         "gradients.bpda, the identity for the compressor",
         Partial(models.of_compressed, params),
         climb(sizes.attack_steps),
@@ -176,7 +176,7 @@ def _purified(sizes: Sizes, data: Data, key: Array) -> Defence:
     params = train.fit(train.natural(models.of_purified), start, None, sizes, data, key)
     return Defence(
         "purification by many iterations, Song et al., Samangouei et al.",
-        ("shattered gradients", "vanishing gradients"),
+        ("shattered gradients", "unbounded attack fails"),
         "attacks.reparametrize, codes that the iterations decode",
         Partial(models.of_purified, params),
         climb(sizes.attack_steps),
@@ -194,7 +194,7 @@ def _winners(sizes: Sizes, data: Data, key: Array) -> Defence:
     params = train.fit(train.natural(models.with_winners), start, None, sizes, data, key)
     return Defence(
         "non-differentiable units, k-winners of Xiao et al. (not in the table)",
-        ("black box finds more", "random search finds more", "one step beats many"),
+        ("black box finds more", "random search finds more"),
         "attacks.square, values alone",
         Partial(models.with_winners, params),
         climb(sizes.attack_steps),
