@@ -77,16 +77,21 @@ def test_images(data: str, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def attack(
-    logits_fn: Any, data: str, number: int, attacks: Any, eps: float, seed: int, votes: int = 1
-) -> float:
-    """Accuracy after all the attacks, within an linf ball."""
+    logits_fn: Any, data: str, number: int, attacks: Any, radii: tuple[float, ...], seed: int,
+    votes: int = 1,
+) -> list[float]:  # fmt: skip
+    """Accuracy within linf balls of rising radii, each attack at each on what stands so far."""
     x, y = test_images(data, number)
+    rising = {
+        f"{name} {eps:g}": jr.attacks.at_eps(one, eps)
+        for eps in radii
+        for name, one in attacks.items()
+    }
     report = jr.evaluate(
-        logits_fn, (x, y), attacks=attacks, ball=jr.Ball("linf", eps), key=jax.random.key(seed),
-        batch_size=min(BATCH, number), survivors_only=len(attacks) > 1,
-        votes=votes,
+        logits_fn, (x, y), attacks=rising, ball=jr.Ball("linf", max(radii)),
+        key=jax.random.key(seed), batch_size=min(BATCH, number), votes=votes,
     )  # fmt: skip
-    return list(report.accuracy_after.values())[-1]
+    return report.accuracy_at(np.asarray(radii)).tolist()
 
 
 def published_pgd(eps: float) -> Any:
@@ -112,14 +117,11 @@ def published(place: Place, data: str, name: str, seed: int) -> dict[str, float]
     for sigma in sigmas:
         found[f"noise {_of_255(sigma)}"] = _noisy_accuracy(judged, x, y, sigma, seed)
     fgsm = functools.partial(jr.attacks.fgsm, loss=jr.losses.f6)
+    alone = functools.partial(attack, judged, data, place.sizes.attacked, seed=seed)
     for eps in threats.clean[1] if clean else threats.fgsm:
-        found[f"FGSM {shown(data, eps)}"] = attack(
-            judged, data, place.sizes.attacked, {"fgsm": fgsm}, eps, seed
-        )
+        (found[f"FGSM {shown(data, eps)}"],) = alone({"fgsm": fgsm}, radii=(eps,))
     for eps in () if clean else threats.pgd:
-        found[f"PGD {shown(data, eps)}"] = attack(
-            judged, data, place.sizes.attacked, {"pgd": published_pgd(eps)}, eps, seed
-        )
+        (found[f"PGD {shown(data, eps)}"],) = alone({"pgd": published_pgd(eps)}, radii=(eps,))
     return found
 
 
@@ -129,19 +131,21 @@ def strong(place: Place, data: str, name: str, seed: int) -> dict[str, float]:
     assert subject is not None
     judged = train.defended(data, name, subject)
     random = train.randomises(name)
-    number, found = place.sizes.strong, {}
-    for eps in DATA[data].pgd:
-        gradient = jr.gradients.eot(DRAWS) if random else jr.gradients.exact
-        pgd = functools.partial(
-            jr.attacks.pgd, num_steps=40, loss=jr.losses.margin, gradient=gradient
-        )
-        members = jr.attacks.autoattack_members("rand" if random else "standard")
-        at = functools.partial(
-            attack, judged, data, number, eps=eps, seed=seed, votes=DRAWS if random else 1
-        )
-        found[f"PGD as published {shown(data, eps)}"] = at({"pgd": published_pgd(eps)})
-        found[f"PGD, 40 steps {shown(data, eps)}"] = at({"pgd": pgd})
-        found[f"AutoAttack {shown(data, eps)}"] = at(members)
+    radii, found = DATA[data].pgd, {}
+    at = functools.partial(
+        attack, judged, data, place.sizes.strong, seed=seed, votes=DRAWS if random else 1
+    )
+    for eps in radii:
+        published = at({"pgd": published_pgd(eps)}, radii=(eps,))
+        (found[f"PGD as published {shown(data, eps)}"],) = published
+    pgd = functools.partial(
+        jr.attacks.pgd, num_steps=40, loss=jr.losses.margin,
+        gradient=jr.gradients.eot(DRAWS) if random else jr.gradients.exact,
+    )  # fmt: skip
+    members = jr.attacks.autoattack_members("rand" if random else "standard")
+    for title, attacks in (("PGD, 40 steps", {"pgd": pgd}), ("AutoAttack", members)):
+        for eps, accuracy in zip(radii, at(attacks, radii=radii), strict=True):
+            found[f"{title} {shown(data, eps)}"] = accuracy
     return found
 
 
