@@ -367,6 +367,10 @@ def test_findings_are_saved_shown_and_printed(tmp_path):
     for finding in found.found:
         assert finding.name in page
     assert "None of the probes raised a doubt" in page
+    assert "must not be believed before this is cured: <a" in page
+    assert "no sign</a> was found that it hides its gradients" in page
+    assert "not evaluated" not in page
+    assert "raised no doubt about these numbers" not in page
     console = Console(width=100, record=True, file=io.StringIO())
     jr.report.print_tables(document, console)
     shown = console.export_text()

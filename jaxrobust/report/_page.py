@@ -102,6 +102,8 @@ def _context(document: Document, files: dict[str, bytes]) -> dict[str, Any]:
         "smoothed": _smoothed(document, files),
         "detected": _detected(document, files),
         "detected_headings": HEADINGS,
+        "judged": any(entry.reports or not entry.diagnoses for entry in document.entries)
+        or not document.entries,
         "diagnosed": [
             {"column": i, "threat": threat, "findings": found}
             for i, entry in enumerate(document.entries)
