@@ -163,6 +163,11 @@ def check_takes(
     return frozenset(parameters)
 
 
+def check_attack(attack: Any, name: str = "attack") -> None:
+    """Refuse what is no attack of the common form."""
+    check_takes(attack, ("ball",), "as a function of (logits_fn, x, y, *, key, ball)", name)
+
+
 def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
     """Refuse a word that is not among the choices."""
     if value not in choices:

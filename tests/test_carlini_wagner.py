@@ -113,6 +113,8 @@ def test_kappa_is_the_margin_that_is_left():
     margin = np.asarray(jax.vmap(losses.margin)(logits_fn(x_adv), y))
     assert (margin >= kappa - 1e-5).all()
     assert (l2(x, x_adv) <= 1.1 * exact(kernel, x, y, "l2", kappa).min(1)).all()
+    own = L2(logits_fn, x, y, loss=losses.confident(losses.f6, kappa), **QUICK)
+    np.testing.assert_array_equal(own, x_adv)  # that of the loss is kept
     # Wrong already, though not by so much: no success yet.
     again = L2(logits_fn, np.asarray(x_adv), y, kappa=2 * kappa, **QUICK)
     margin = np.asarray(jax.vmap(losses.margin)(logits_fn(again), y))

@@ -57,6 +57,14 @@ def test_wrong_kinds_of_attack_and_loss_are_refused():
     for aimless in (jr.attacks.deepfool, jr.attacks.fab_targeted):
         with pytest.raises(ValueError, match="attack must take target="):
             jr.attacks.every_target(aimless)
+    for wrap in (
+        lambda attack: jr.attacks.first_success({"one": attack}),
+        lambda attack: jr.attacks.at_eps(attack, 0.1),
+        lambda attack: jr.attacks.transfer(logits_fn, attack),
+        lambda attack: jr.attacks.through(lambda model: model, attack),
+    ):
+        with pytest.raises(ValueError, match=r"must be wrapped in attacks\.against"):
+            wrap(jr.attacks.deepfool)
     far = lambda outputs, y: jnp.zeros(())
     wrong = (jr.losses.cross_entropy, jr.losses.penalized(jr.losses.margin, far))
     for loss in (*wrong, jr.losses.targeted(jr.losses.f6)):
@@ -65,6 +73,28 @@ def test_wrong_kinds_of_attack_and_loss_are_refused():
                 getattr(jr.attacks, f"carlini_wagner_{attack}")(logits_fn, x, y, key=KEY, loss=loss)
     with pytest.raises(ValueError, match="step_size must be positive; got 0"):
         FMN(logits_fn, x, y, key=KEY, step_size=0)
+
+
+@pytest.mark.parametrize("masked", [-1e9, float(jnp.finfo(jnp.float32).min)])
+def test_a_class_that_is_masked_by_a_large_number_changes_nothing(masked):
+    logits_fn, _, x, y = problem(1, batch=4)
+    with_one = lambda x: jnp.pad(logits_fn(x), ((0, 0), (0, 1)), constant_values=masked)
+    for attack in (jr.attacks.deepfool, FMN):
+        found, same = (attack(f, x, y, key=KEY) for f in (logits_fn, with_one))
+        assert (np.asarray(with_one(same)).argmax(-1) != y).all()
+        np.testing.assert_allclose(same, found, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype,most", [(jnp.bfloat16, 1.15), (jnp.float16, 1.03)])
+def test_logits_of_half_precision_are_attacked_about_as_well(dtype, most):
+    logits_fn, _, x, y = problem(1, batch=4)
+    coarse = lambda x: logits_fn(x).astype(dtype)
+    for attack in (jr.attacks.deepfool, FMN):
+        found, near = (np.asarray(attack(f, x, y, key=KEY)) for f in (logits_fn, coarse))
+        assert near.dtype == x.dtype
+        assert (np.asarray(coarse(near)).argmax(-1) != y).all()
+        far, least = (np.linalg.norm(z - x, axis=-1) for z in (near, found))
+        assert (far <= most * least).all()
 
 
 def test_first_success_counts_an_image_only_within_the_ball():

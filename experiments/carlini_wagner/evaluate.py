@@ -55,6 +55,9 @@ class Entry(NamedTuple):
 
 def record(place: Place, data: str, only: tuple[str, ...] = ()) -> None:
     """Make every measurement of one data set, and say which networks are missing."""
+    for network in ("natural", "distilled"):
+        if not only or any(part in f"clean {network}" for part in only):
+            _record_accuracy(place, data, network)
     for entry in entries(data, config.PRESETS[place.preset].sizes[data]):
         if entry.num_images and (not only or any(part in entry.name for part in only)):
             _record(place, entry)
@@ -118,14 +121,32 @@ def _record(place: Place, entry: Entry) -> None:
     }
     if entry.name.startswith("transfer"):
         about["victim"] = digest(victim)
-    command = (
-        f"python -m experiments.carlini_wagner --stage evaluate --data {entry.data} "
-        f"--preset {place.preset}"
-    )
+    command = _command(place, entry.data)
     slug = re.sub(r"[^a-z0-9.]+", "-", f"{entry.data} {entry.name}".lower())
     records.keep(
         place.folder / f"{slug}.json", about, lambda: _measure(place, entry, about), command
     )
+
+
+def _record_accuracy(place: Place, data: str, network: str) -> None:
+    subject = logits_of(data, network, place)
+    if subject is None:
+        return
+    name = f"{data} clean {network}"
+    about = {"name": name, "network": f"{data} {network}", "weights": digest(subject)}
+    splits = {"held-out": f"train[-{config.HELD_OUT}:]", "test": "test"}
+
+    def accuracies() -> dict[str, float]:
+        images = {of: jr.data.load(data, split) for of, split in splits.items()}
+        return {of: measure.accuracy(subject, one.x, one.y) for of, one in images.items()}
+
+    command = _command(place, data)
+    records.keep(place.folder / f"{name.replace(' ', '-')}.json", about, accuracies, command)
+
+
+def _command(place: Place, data: str) -> str:
+    how = f"--data {data} --preset {place.preset}"
+    return f"python -m experiments.carlini_wagner --stage evaluate {how}"
 
 
 def _measure(place: Place, entry: Entry, about: dict[str, Any]) -> dict[str, Any]:

@@ -82,6 +82,15 @@ def code() -> str:
     return records.code(*sources)
 
 
+def accuracy(logits_fn: Any, x: np.ndarray, y: np.ndarray) -> float:
+    """Share of the images that a network classifies rightly."""
+    predicted = jax.jit(lambda model, x: jnp.argmax(model(x), -1))
+    right = [
+        predicted(logits_fn, x[at : at + 500]) == y[at : at + 500] for at in range(0, len(x), 500)
+    ]
+    return float(np.mean(np.concatenate(right)))
+
+
 def distances(x_adv: np.ndarray, x: np.ndarray) -> dict[str, np.ndarray]:
     """l0 (a pixel of several colours counts once, as in the paper), l2 and linf of each row."""
     delta = jnp.asarray(x_adv) - x

@@ -69,6 +69,7 @@ def tables(folder: Path) -> dict[str, str]:
     """Markdown tables by their names in the README."""
     found = _current(folder)
     return {
+        "accuracy": _accuracy(found),
         "table 3": _table_3(found),
         "table 4 mnist": _cases(found, "mnist", "table 4", TABLE_4["mnist"]),
         "table 6 mnist": _cases(found, "mnist", "table 6", TABLE_6["mnist"]),
@@ -99,7 +100,7 @@ def _table_3(found: dict[str, Any]) -> str:
         cells = [objective]
         for method, paper in zip(METHODS, TABLE_3[objective], strict=True):
             one = found.get(f"mnist table 3 {objective} {method}")
-            cells += [_shown(one["found"]["average"]) if one else "", paper]
+            cells += [_squared(one["found"]) if one else "", paper]
         rows.append(cells)
     head = ["", *(part for method in METHODS for part in (method.replace("_", " "), "paper"))]
     return records.table(head, rows)
@@ -215,4 +216,21 @@ def _transfer(found: dict[str, Any]) -> str:
 
 def _shown(case: dict[str, Any]) -> str:
     mean = "-" if case["mean"] is None else f"{case['mean']:.3g}"
-    return f"{mean}, {100 * case['probability']:.0f} ({case['num']})"
+    return f"{mean}, {100 * case['probability']:.3g} ({case['num']})"
+
+
+def _squared(found: dict[str, Any]) -> str:
+    """As the average case, but of squared l2."""
+    far = np.asarray(found["all"]["l2"])
+    squares = far[far >= 0] ** 2
+    return _shown(found["average"] | {"mean": squares.mean() if len(squares) else None})
+
+
+def _accuracy(found: dict[str, Any]) -> str:
+    rows = []
+    for data in ("mnist", "cifar10"):
+        for network in ("natural", "distilled"):
+            one = found.get(f"{data} clean {network}", {}).get("found", {})
+            cells = [f"{100 * one[of]:.2f}" if of in one else "" for of in ("held-out", "test")]
+            rows.append([f"{data}, {network}", *cells])
+    return records.table(["", "held-out images, %", "test images, %"], rows)

@@ -13,7 +13,9 @@ import jax
 
 import jaxrobust as jr
 from experiments import records
+from experiments.madry_mnist import train
 from experiments.madry_mnist.config import Config
+from jaxrobust.identity import digest
 
 PUBLISHED = {"clean": 98.8, "FGSM": 95.6, "PGD-40": 93.2, "PGD-100 x20": 89.3}
 """Paper 001, Table 1 (MNIST, source A), of the adversarially trained network, in percent."""
@@ -37,9 +39,9 @@ def table(config: Config, folder: Path, results: Path, command: str) -> None:
     entries, numbers = [], {}
     for which in ("natural", "adversarial"):
         trained = folder / which
-        params, _ = jr.train.restore(trained)
-        params = jax.tree.map(jax.numpy.asarray, params)
-        logits_fn = jax.tree_util.Partial(model.apply, {"params": params})
+        logits_fn = records.restored(model.apply, trained, train.steps(which, config))
+        if logits_fn is None:
+            raise ValueError(f"the {which} network must be trained to its end; see {trained}")
         report = jr.evaluate(
             logits_fn, (test.x, test.y), attacks=attacks(), ball=ball, survivors_only=False,
             key=jax.random.key(config.seed + 1), keep_images=64, progress=True,
@@ -54,6 +56,7 @@ def table(config: Config, folder: Path, results: Path, command: str) -> None:
             "clean": report.clean_accuracy,
             **report.accuracy_under,
             "worst case": report.robust_accuracy,
+            "weights": digest(logits_fn),
             "intervals": report.intervals,
             "attacks": {k: vars(v) for k, v in report.attacks.items()},
             "last_validation": next(m for m in reversed(history) if "validation" in m),

@@ -182,7 +182,10 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
         if missing:
             print(f"{row.name}: {', '.join(missing)} is not trained", flush=True)
             continue
-        _forget_other_weights(place.folder, row.network, digest(logits_fn))
+        used = {row.network: digest(logits_fn)}
+        _forget_other_weights(
+            place.folder, used | ({} if source is None else {row.source: digest(source)})
+        )
         about = row._asdict() | {
             "settings": ATTACKS[row.attack],
             "weights": digest(logits_fn),
@@ -198,11 +201,17 @@ def record(place: Place, only: tuple[str, ...] = ()) -> None:
         )  # fmt: skip
 
 
-def _forget_other_weights(folder: Path, network: str, weights: str) -> None:
-    """Remove what is recorded of a network before it was trained again: tables hold no mixture."""
+def _forget_other_weights(folder: Path, used: dict[str, str]) -> None:
+    """Remove what is recorded of networks before they were trained again: tables hold no mixture.
+
+    Args:
+        folder: Of the records.
+        used: Checksums of the weights that networks have now, by name.
+    """
     for path in folder.glob("*.json"):
         content = jr.files.read_json(path)
-        if content["network"] == network and content["weights"] != weights:
+        of = {content["network"]: content["weights"], content["source"]: content["source_weights"]}
+        if any(of.get(network, weights) != weights for network, weights in used.items()):
             path.unlink()
 
 

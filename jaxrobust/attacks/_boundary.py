@@ -67,10 +67,10 @@ def boundary(
     small step helps: untargeted at the boundary with the class that the start led to, which need
     not be the nearest.
 
-    Queries an image: at most `1 + num_starts + 10 + num_steps (1 + 1 / update_every)`; the walk
-    ends early where its steps have shrunk to nothing. Of a randomised model each query that is
-    answered with the wanted class takes 16 more draws, which must all answer so. Memory: a few
-    arrays of batch x dims, beside the model's forward pass.
+    Queries an image: at most `1 + num_starts + 10 + num_steps (1 + 1 / update_every)`, and one more
+    for a start that is given; the walk ends early where its steps have shrunk to nothing. Of a
+    randomised model each query that is answered with the wanted class takes 16 more draws, which
+    must all answer so. Memory: a few arrays of batch x dims, beside the model's forward pass.
 
     Settings, rates and windows are foolbox's (3.3.4), of which this differs in that each image
     draws and stops by itself, and in its starts: noise of random brightness and contrast, from flat

@@ -62,7 +62,7 @@ def carlini_wagner_l2(
     num_searches: int = 9,
     learning_rate: float = 1e-2,
     initial_c: float = 1e-3,
-    kappa: float = 0.0,
+    kappa: float | None = None,
     abort_early: bool = True,
     gradient: Gradient = gradients.exact,
 ) -> Float[Array, "batch *dims"]:
@@ -104,7 +104,8 @@ def carlini_wagner_l2(
             that succeeded.
         learning_rate: Of Adam.
         initial_c: First c, below 1e10.
-        kappa: Confidence: by how much the wanted logit must exceed all others.
+        kappa: Confidence: by how much the wanted logit must exceed all others; where None, that of
+            the loss (`losses.confident`).
         abort_early: End a search when the objective has not fallen by 1 part in 10 000 over a tenth
             of the steps. Where that tenth is short, Adam's first overshoot may look like an end.
         gradient: Gradient estimator.

@@ -60,13 +60,13 @@ def carlini_wagner_l0(
     key: Keys,
     box: Box = UNIT_BOX,
     target: Labels | None = None,
-    loss: Loss = losses.f6,
+    loss: Loss = losses.confident(losses.f6, 0.01),  # noqa: B008
     method: Literal["change_of_variable", "clipped", "projected"] = "change_of_variable",
     num_steps: int = 1000,
     learning_rate: float = 1e-2,
     initial_c: float = 1e-3,
     largest_c: float = 2e6,
-    kappa: float = 0.01,
+    kappa: float | None = None,
     abort_early: bool = True,
     gradient: Gradient = gradients.exact,
 ) -> Float[Array, "batch *dims"]:
@@ -102,7 +102,8 @@ def carlini_wagner_l0(
         learning_rate: Of Adam.
         initial_c: First c.
         largest_c: Where c stops to double; it is not tried itself.
-        kappa: Confidence: by how much the wanted logit must exceed all others.
+        kappa: Confidence: by how much the wanted logit must exceed all others; where None, that of
+            the loss (`losses.confident`).
         abort_early: Double c too when the objective has not fallen by 1 part in 10 000 over a tenth
             of the steps, as the l2 attack does; not so in the authors' code, where most steps go
             into values of c that lead nowhere.

@@ -65,7 +65,7 @@ def carlini_wagner_linf(
     initial_c: float = 1e-5,
     largest_c: float = 20.0,
     decrease_factor: float = 0.9,
-    kappa: float = 0.0,
+    kappa: float | None = None,
     abort_early: bool = True,
     gradient: Gradient = gradients.exact,
 ) -> Float[Array, "batch *dims"]:
@@ -99,7 +99,8 @@ def carlini_wagner_linf(
         initial_c: First c.
         largest_c: Where c stops to double; it is not tried itself.
         decrease_factor: Of the limit after each success, in (0, 1).
-        kappa: Confidence: by how much the wanted logit must exceed all others.
+        kappa: Confidence: by how much the wanted logit must exceed all others; where None, that of
+            the loss (`losses.confident`).
         abort_early: Double c too when the objective has not fallen by 1 part in 10 000 over a tenth
             of the steps, as the l2 attack does; not so in the authors' code, where most steps go
             into values of c that lead nowhere.

@@ -116,6 +116,8 @@ def first_success(members: Mapping[str, Attack], chunk: int = 64) -> Attack:
     """
     if not members:
         raise ValueError("members must hold at least one attack; got none")
+    for name, attack in members.items():
+        checks.check_attack(attack, f"member {name!r}")
     runs = {name: on_alive(attack, chunk) for name, attack in members.items()}
 
     def composed(

@@ -99,7 +99,7 @@ def _search(
     classes = jnp.arange(first.size)
     others = jnp.where(classes == y, -jnp.inf, first)
     wanted = jax.lax.top_k(others, min(num_candidates, first.size) - 1)[1]
-    pairs = (1.0 * (classes == wanted[:, None]) - 1.0 * (classes == y)).astype(x.dtype)
+    pairs = (1.0 * (classes == wanted[:, None]) - 1.0 * (classes == y)).astype(first.dtype)
 
     def length(here: Array, slope: Array, gap: Array) -> Array:
         """Of the shortest step in the box that closes a gap: infinite where there is none."""

@@ -36,7 +36,7 @@ def flow(
     box: Box = UNIT_BOX,
     target: Labels | None = None,
     loss: Loss = losses.f6,
-    kappa: float = 0.0,
+    kappa: float | None = None,
     tau: float | Array = 0.05,
     num_steps: int = 200,
     learning_rate: float = 1.0,
@@ -71,7 +71,7 @@ def flow_field(
     box: Box = UNIT_BOX,
     target: Labels | None = None,
     loss: Loss = losses.f6,
-    kappa: float = 0.0,
+    kappa: float | None = None,
     tau: float | Array = 0.05,
     num_steps: int = 200,
     learning_rate: float = 1.0,
@@ -102,7 +102,8 @@ def flow_field(
         target: `(batch,)` wanted classes; None where any wrong class will do.
         loss: Untargeted loss of one example, to be maximised, 0 from success on: `losses.f6`, whose
             margin the paper takes, or another of `f1` to `f7`.
-        kappa: Confidence: by how much the wanted logit must exceed all others.
+        kappa: Confidence: by how much the wanted logit must exceed all others; where None, that of
+            the loss (`losses.confident`).
         tau: Weight of the total variation: a scalar or one a row.
         num_steps: Steps of Adam. With 200 flows are still rougher than they need be, and where
             logits are small against tau many that exist are missed; 1,000 find most of those.
@@ -131,8 +132,8 @@ def flow_field(
 
 
 def _lifted(
-    logits_fn: LogitsFn, x: Any, y: Any, key: Any, box: Box, target: Any, loss: Loss, kappa: float,
-    tau: Any, num_steps: int, learning_rate: float, gradient: Gradient,
+    logits_fn: LogitsFn, x: Any, y: Any, key: Any, box: Box, target: Any, loss: Loss,
+    kappa: float | None, tau: Any, num_steps: int, learning_rate: float, gradient: Gradient,
 ) -> tuple[Array, Array]:  # fmt: skip
     check_box(box)
     checks.check_images(x, box)

@@ -26,7 +26,10 @@ from jaxrobust.types import (
 )
 
 ROUNDING = 16
-"""A margin below so many units in the last place of the logits is no success elsewhere."""
+"""A margin below so many units in the last place of its logits is no success elsewhere."""
+
+COARSE_ROUNDING = 2
+"""The same of logits of half precision, of which sixteen units are an eighth."""
 
 DRAWS = 16
 """Fresh draws of a randomised model in each of which a success must hold.
@@ -178,8 +181,12 @@ def clear_success(loss: Loss, outputs: Any, label: Any) -> Bool[Array, ""]:
     predict nothing, lie near no boundary.
     """
     logits = logits_of(outputs)
-    size = jnp.max(jnp.where(jnp.isfinite(logits), jnp.abs(logits), 0))
-    within = jnp.abs(losses.margin(logits, label)) <= ROUNDING * jnp.finfo(logits.dtype).eps * size
+    rival = jnp.max(jnp.where(jnp.arange(len(logits)) == label, -jnp.inf, logits))
+    pair = jnp.stack([logits[label], rival])  # no other makes the margin, a masked class's least
+    size = jnp.max(jnp.where(jnp.isfinite(pair), jnp.abs(pair), 0))
+    about = jnp.finfo(logits.dtype)
+    units = ROUNDING if about.bits >= 32 else COARSE_ROUNDING
+    within = jnp.abs(losses.margin(logits, label)) <= units * about.eps * size
     return losses.success(loss, outputs, label) & ~within
 
 

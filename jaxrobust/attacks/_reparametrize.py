@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
 from jaxrobust.attacks._lift import check_call
-from jaxrobust.checks import check_takes
+from jaxrobust.checks import check_attack
 from jaxrobust.threat import Ball, check_ball
 from jaxrobust.types import Attack, LogitsFn, Randomized, as_partial
 
@@ -62,7 +62,7 @@ def reparametrize(decoder: Coder, attack: Attack, *, encoder: Coder, codes: Ball
     for name, coder in (("decoder", decoder), ("encoder", encoder)):
         if not callable(coder):
             raise ValueError(f"{name} must be a function of arrays; got {coder!r:.60}")
-    check_takes(attack, ("ball",), "as a function of (logits_fn, x, y, *, key, ball)")
+    check_attack(attack)
     check_ball(codes)
     return Partial(
         _reparametrized, as_partial(decoder), as_partial(encoder), codes, as_partial(attack)

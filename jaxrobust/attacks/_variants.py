@@ -36,6 +36,7 @@ def at_eps(attack: Attack, eps: float) -> Attack:
     ...     key=jax.random.key(0), ball=Ball("linf", 0.25))
     Array([[0.375, 0.375]], dtype=float32)
     """
+    checks.check_attack(attack)
     # A pytree, so that one compiled program serves all radii.
     return Partial(_pinned, as_partial(attack), eps)
 
@@ -67,6 +68,7 @@ def transfer(source_logits_fn: LogitsFn, attack: Attack) -> Attack:
     ...     key=jax.random.key(0), ball=Ball("linf", 0.25))
     Array([[0.25, 0.25]], dtype=float32)
     """
+    checks.check_attack(attack)
     return Partial(_transferred, as_partial(source_logits_fn), as_partial(attack))
 
 
@@ -96,6 +98,7 @@ def through(view: Callable[[LogitsFn], LogitsFn], attack: Attack) -> Attack:
     ...     jnp.array([0]), key=jax.random.key(0), ball=Ball("linf", 0.25))
     Array([[0.75, 0.75]], dtype=float32)
     """
+    checks.check_attack(attack)
     return Partial(_through, as_partial(view), as_partial(attack))
 
 

@@ -24,8 +24,7 @@ def check(
             f"certificates; got {attacks!r}"
         )
     for name, attack in attacks.items():
-        of = "as a function of (logits_fn, x, y, *, key, ball)"
-        checks.check_takes(attack, ("ball",), of, f"attack {name!r}")
+        checks.check_attack(attack, f"attack {name!r}")
     checks.check_count(batch_size, "batch_size")
     checks.check_count(votes, "votes")
     if votes > 1 and not isinstance(logits_fn, Randomized):

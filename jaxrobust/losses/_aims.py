@@ -131,12 +131,13 @@ def _is_targeted(loss: Loss) -> bool:
     return isinstance(loss, targeted)
 
 
-def confident(loss: Any, kappa: float) -> Any:
+def confident(loss: Any, kappa: float | None) -> Any:
     """A Carlini-Wagner loss at confidence kappa, also inside `targeted` or `penalized`.
 
     Args:
         loss: One of `f1` to `f7`.
-        kappa: By how much the wanted logit must exceed all others, at least 0.
+        kappa: By how much the wanted logit must exceed all others, at least 0; where None, the loss
+            stays as it is.
 
     Raises:
         ValueError: For a kappa below 0, and for any other loss where it is above.
@@ -145,6 +146,8 @@ def confident(loss: Any, kappa: float) -> Any:
     >>> float(confident(f6, 5.0)(jnp.array([1.0, 3.0]), jnp.array(0)))
     -3.0
     """
+    if kappa is None:
+        return loss
     if not 0 <= kappa < float("inf"):
         raise ValueError(f"kappa must be finite and at least 0; got {kappa}")
     if isinstance(loss, targeted | penalized):
