@@ -32,6 +32,7 @@ from benchmarks._rivals import (
     use_fastest_threads,
 )
 from benchmarks.test_parity import digits_mlp
+from jaxrobust.identity import digest
 
 EPS = 0.3
 STEPS = 100
@@ -242,11 +243,16 @@ def measure(setting: Setting, folder: Path) -> Mapping[str, list[dict[str, Any]]
         row = race(pair, victim, test.x, test.y, setting)
         made = _clock.provenance(SEED, {})
         suffix = " (changed)" if made["uncommitted_changes"] else ""
-        row = {"attack": name, **row, "commit": made["commit"][:10] + suffix}
+        row = {
+            "attack": name, **row, "weights": digest(victim.logits_fn),
+            "commit": made["commit"][:10] + suffix,
+        }  # fmt: skip
         print(row, flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         jr.files.write_json(_path(folder, name), row)
+    now = {of: digest(setting.victim(of).logits_fn) for of in {p.network for p in PAIRS.values()}}
     kept = {n: jr.files.read_json(_path(folder, n)) for n in PAIRS if _path(folder, n).exists()}
+    kept = {n: row for n, row in kept.items() if row["weights"] == now[PAIRS[n].network]}
     titles = {
         f"within linf {EPS}, adversarially trained network": [n for n in kept if PAIRS[n].eps],
         "minimum norm, natural network": [n for n in kept if not PAIRS[n].eps],

@@ -52,7 +52,8 @@ def autoattack(
         `(batch, *dims)` attacked images, inside the ball and the box. An example that the model
         gets wrong anyway comes back clean; one that withstands all, where its margin was highest.
         For `Randomized` models see `first_success`. Memory: that of Square or of a member's runs,
-        some seventeen images a row of a chunk beside the model's gradient.
+        some seventeen images a row of a chunk beside the model's gradient; "plus", whose FAB knows
+        no target, needs another image a class.
 
     Raises:
         ValueError: For images, labels, key, ball or version that cannot be meant.
