@@ -147,7 +147,8 @@ def is_transfer(attack: Any) -> bool:
 
     Looks through `functools.partial`, `at_eps` and `through`.
 
-    >>> is_transfer(at_eps(transfer(print, print), 0.1)), is_transfer(print)
+    >>> from jaxrobust.attacks import fgsm
+    >>> is_transfer(at_eps(transfer(print, fgsm), 0.1)), is_transfer(fgsm)
     (True, False)
     """
     return any(part is _transferred for part in made_of(attack))
@@ -159,7 +160,8 @@ def made_of(attack: Any) -> Iterator[Any]:
     Looks through `functools.partial`, `at_eps`, `most_confusing`, `transfer` and `through`. What
     `first_success` makes is an attack of its own: it brings into the ball what its members return.
 
-    >>> print in made_of(at_eps(Partial(print, 1), 0.1))
+    >>> from jaxrobust.attacks import fgsm
+    >>> fgsm in made_of(at_eps(Partial(fgsm), 0.1))
     True
     """
     yield attack
