@@ -301,7 +301,7 @@ def test_a_rejected_image_is_not_broken_and_a_source_is_tried():
 
 
 def test_comparisons_count_and_need_three_images():
-    tell = _Tell(200, np.arange(200) < 100)
+    tell = _Tell(np.arange(200) < 100)
     some, others = np.arange(200) < 5, np.arange(200) < 2
     tell.compare("one step beats many", some, others)
     (finding,) = tell.found

@@ -34,8 +34,8 @@ class Height(NamedTuple):
     """How high the loss is at an image, one entry a row.
 
     Attributes:
-        height: Log-sum of the wrong classes' exponentials, minus the true logit: rises with the
-            cross-entropy, and still does where float32 rounds that to 0.
+        height: `losses.soft_margin`: rises with the cross-entropy, and still does where float32
+            rounds that to 0.
     """
 
     height: Array
@@ -81,14 +81,9 @@ def height_program(devices: tuple[Any, ...]) -> Callable[..., Height]:
 
     def heights(logits_fn: LogitsFn, x: Array, y: Array, keys: Array) -> Height:
         outputs = jax.vmap(per_example(logits_fn))(x, keys)
-        return Height(jax.vmap(_height)(logits_of(outputs), y))
+        return Height(jax.vmap(losses.soft_margin)(outputs, y))
 
     return sharded(heights, devices)
-
-
-def _height(logits: Array, y: Array) -> Array:
-    wrong = jnp.where(jnp.arange(len(logits)) == y, -jnp.inf, logits)
-    return jax.nn.logsumexp(wrong) - logits[y]
 
 
 @functools.lru_cache(maxsize=64)
@@ -136,7 +131,7 @@ def look_program(devices: tuple[Any, ...]) -> Callable[..., Look]:
             reach = width * jnp.sum(jnp.abs(slope))
             return Look(
                 margin,
-                _height(seen, y),
+                losses.soft_margin(seen, y),
                 jnp.all(rise == 0),
                 ~jnp.all(jnp.isfinite(rise)),
                 _signs(rise),

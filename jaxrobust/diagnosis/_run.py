@@ -127,7 +127,7 @@ def diagnose(
     num_classes = check(
         logits_fn, x, y, attacked, {}, ball, key, batch_size, votes, names=("x", "y")
     )
-    sources = check_sources({} if sources is None else sources, x, num_classes)
+    sources = check_sources({} if sources is None else sources, x, key, num_classes)
     logits_fn, devices = as_partial(logits_fn), tuple(jax.local_devices())
     watched = check_detectors({} if detectors is None else detectors, logits_fn, x)
     scores = None
@@ -146,7 +146,7 @@ def diagnose(
     right = (clean["prediction"] == np.asarray(y)) & ~np.asarray(rejected(clean))
     found = doubts.probabilities(clean["like_probabilities"])
     found += doubts.not_finite(clean["prediction"])
-    tell = _Tell(n, right)
+    tell = _Tell(right)
     tell.measure("probabilities", clean["like_probabilities"].mean())
     accuracy: dict[str, float] = {}
     caught, passed = np.zeros(n, bool), np.zeros(n, bool)
@@ -232,8 +232,8 @@ def diagnose(
 class _Tell:
     """Collects what is measured, and words what is above its threshold."""
 
-    def __init__(self, n: int, right: np.ndarray) -> None:
-        self.n, self.num_right = n, max(int(right.sum()), 1)
+    def __init__(self, right: np.ndarray) -> None:
+        self.num_right = max(int(right.sum()), 1)
         self.measured, self.thresholds, self.found = {}, {}, []
 
     def measure(self, name: str, value: float) -> tuple[float, float]:

@@ -54,14 +54,14 @@ def _num_classes(logits_fn: LogitsFn, x: Any, keys: Any) -> int:
     return checks.check_logits(logits_of(shape), 1)
 
 
-def check_sources(sources: Any, x: Any, num_classes: int) -> dict[str, Any]:
+def check_sources(sources: Any, x: Any, key: Any, num_classes: int) -> dict[str, Any]:
     """Refuse what is no dictionary of models of these images and so many classes."""
     if not isinstance(sources, Mapping):
         raise ValueError(f"sources must be a dictionary by name; got {type(sources).__name__}")
     for name, source in sources.items():
         if not callable(source):
             raise ValueError(f"source {name!r} must be a function of images; got {source!r:.60}")
-        found = _num_classes(source, x, row_keys(jax.random.key(0), 1))
+        found = _num_classes(source, x, row_keys(key, 1))
         if found != num_classes:
             raise ValueError(
                 f"source {name!r} must return logits of {num_classes} classes, as the model does; "
