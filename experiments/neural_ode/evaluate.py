@@ -19,6 +19,9 @@ from jaxrobust.identity import digest
 from jaxrobust.types import predicted_class
 
 BATCH = 50
+FEW = 10
+"""Images at once under AutoAttack, which goes on with those that stand: soon few."""
+
 DRAWS = 10
 """Of the random models, for each gradient through EOT, and for each of its judgements."""
 
@@ -78,7 +81,7 @@ def test_images(data: str, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 def attack(
     logits_fn: Any, data: str, number: int, attacks: Any, radii: tuple[float, ...], seed: int,
-    votes: int = 1,
+    votes: int = 1, batch: int = BATCH,
 ) -> list[float]:  # fmt: skip
     """Accuracy within linf balls of rising radii, each attack at each on what stands so far."""
     x, y = test_images(data, number)
@@ -89,7 +92,7 @@ def attack(
     }
     report = jr.evaluate(
         logits_fn, (x, y), attacks=rising, ball=jr.Ball("linf", max(radii)),
-        key=jax.random.key(seed), batch_size=min(BATCH, number), votes=votes,
+        key=jax.random.key(seed), batch_size=min(batch, number), votes=votes,
     )  # fmt: skip
     return report.accuracy_at(np.asarray(radii)).tolist()
 
@@ -133,8 +136,9 @@ def strong(place: Place, data: str, name: str, seed: int) -> dict[str, float]:
     random = train.randomises(name)
     radii, found = DATA[data].pgd, {}
     at = functools.partial(
-        attack, judged, data, place.sizes.strong, seed=seed, votes=DRAWS if random else 1
-    )
+        attack, judged, data, place.sizes.strong, seed=seed,
+        votes=DRAWS if random else 1, batch=FEW,
+    )  # fmt: skip
     for eps in radii:
         published = at({"pgd": published_pgd(eps)}, radii=(eps,))
         (found[f"PGD as published {shown(data, eps)}"],) = published
