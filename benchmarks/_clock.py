@@ -78,7 +78,7 @@ def _seconds(run: Callable[[], Any]) -> tuple[float, Any]:
 
 def provenance(seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Command, commit, versions, device and seed of a run."""
-    packages = ("torch", "foolbox", "torchattacks")
+    packages = ("torch", "foolbox", "torchattacks", "adversarial-robustness-toolbox")
     arguments = [os.path.relpath(a) if os.path.isabs(a) else a for a in sys.argv[1:]]
     command = shlex.join(["python", "-m", "benchmarks.run", *arguments])
     return {

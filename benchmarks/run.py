@@ -188,7 +188,9 @@ def rendered(text: str, record: Mapping[str, Any]) -> str:
         headings = list(columns(rows[0]))
         lines += [f"**{title}**", "", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
         lines += [f"| {' | '.join(columns(row).values())} |" for row in rows] + [""]
-    packages = ("jaxrobust", "jax", "torch", "foolbox", "torchattacks")
+    packages = (
+        "jaxrobust", "jax", "torch", "foolbox", "torchattacks", "adversarial-robustness-toolbox",
+    )  # fmt: skip
     lines += [
         f"{processor['model']}, {processor['cores']} cores ({record['torch_threads']} for torch); "
         + ", ".join(f"{package} {versions[package]}" for package in packages)

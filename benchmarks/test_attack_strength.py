@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
-from art.attacks.evasion import SaliencyMapMethod
+from art.attacks.evasion import CarliniL0Method, CarliniLInfMethod, SaliencyMapMethod
 from art.estimators.classification import PyTorchClassifier
 from jax.tree_util import Partial
 from torch import nn
@@ -35,8 +35,10 @@ from benchmarks.test_parity import digits_mlp
 from jaxrobust.identity import digest
 
 EPS = 0.3
+EPS_L2 = 1.0
 STEPS = 100
 QUERIES = 5000
+ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 SEED = 0
 
 
@@ -60,6 +62,7 @@ class Pair(NamedTuple):
             more either way.
         faster: Least number of times that we are to be faster.
         eps: Radius that an image must stay within to count; None for minimum-norm attacks.
+        targeted: Whether success is the class after the right one, not any wrong one.
         seeds: Runs of each, from draws of their own: two runs of one and the same attack differ by
             some images in a hundred.
         num_images: Images at most.
@@ -72,18 +75,19 @@ class Pair(NamedTuple):
     within: float
     faster: float = 1.0
     eps: float | None = None
+    targeted: bool = False
     seeds: int = 1
     num_images: int = 500
 
 
-def of_torchattacks(name: str, **settings: Any) -> Callable[..., torch.Tensor]:
-    """An attack of torchattacks, in linf. It seeds PyTorch itself, by its argument."""
+def of_torchattacks(name: str, norm: str = "Linf", **settings: Any) -> Callable[..., torch.Tensor]:
+    """An attack of torchattacks. It seeds PyTorch itself, by its argument."""
 
     def run(
         module: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, seed: int
     ) -> torch.Tensor:
         make = getattr(torchattacks, name)
-        return make(module, norm="Linf", eps=eps, seed=seed, **settings)(images, labels)
+        return make(module, norm=norm, eps=eps, seed=seed, **settings)(images, labels)
 
     return run
 
@@ -132,6 +136,26 @@ def autoattack_of_torchattacks(
     return found
 
 
+def art_classifier(module: nn.Module, images: torch.Tensor) -> PyTorchClassifier:
+    """A network as the toolbox wants it."""
+    return PyTorchClassifier(
+        module, nn.CrossEntropyLoss(), tuple(images.shape[1:]), 10, clip_values=(0.0, 1.0),
+        device_type="cpu",
+    )  # fmt: skip
+
+
+def carlini_wagner_of_art(attack: Any, **settings: Any) -> Callable[..., torch.Tensor]:
+    """One of the toolbox's, image by image; the clean image where it fails. It draws nothing."""
+
+    def run(
+        module: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, seed: int
+    ) -> torch.Tensor:
+        made = attack(art_classifier(module, images), verbose=False, **settings)
+        return torch.from_numpy(made.generate(images.numpy(), labels.numpy()))
+
+    return run
+
+
 def jsma_of_art(
     module: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, seed: int
 ) -> torch.Tensor:
@@ -140,11 +164,7 @@ def jsma_of_art(
     It ranks features by the derivative of the target's output alone, which is the published ranking
     where outputs are probabilities.
     """
-    probabilities = nn.Sequential(module, nn.Softmax(1))
-    classifier = PyTorchClassifier(
-        probabilities, nn.CrossEntropyLoss(), tuple(images.shape[1:]), 10, clip_values=(0.0, 1.0),
-        device_type="cpu",
-    )  # fmt: skip
+    classifier = art_classifier(nn.Sequential(module, nn.Softmax(1)), images)
     attack = SaliencyMapMethod(classifier, theta=1.0, gamma=1.0, batch_size=64, verbose=False)
     target = np.eye(10, dtype=np.float32)[(labels.numpy() + 1) % 10]
     return torch.from_numpy(attack.generate(images.numpy(), target))
@@ -171,6 +191,10 @@ PAIRS: dict[str, Pair] = {
         "adversarial", against(functools.partial(a.fab_targeted, num_steps=STEPS)),
         of_torchattacks("FAB", steps=STEPS, multi_targeted=True), "linf", 0.01, eps=EPS,
     ),
+    "FAB": Pair(
+        "adversarial", against(functools.partial(a.fab, num_steps=STEPS)),
+        of_torchattacks("FAB", steps=STEPS, multi_targeted=False), "linf", 0.01, eps=EPS,
+    ),
     "Square": Pair(
         "adversarial", functools.partial(a.square, num_queries=QUERIES),
         of_torchattacks("Square", n_queries=QUERIES), "linf", 0.01, eps=EPS, seeds=3,
@@ -178,9 +202,27 @@ PAIRS: dict[str, Pair] = {
     "AutoAttack standard": Pair(
         "adversarial", a.autoattack, autoattack_of_torchattacks, "linf", 0.004, 1.3, eps=EPS
     ),
+    "APGD-CE l2": Pair(
+        "natural", functools.partial(a.apgd, num_steps=STEPS),
+        of_torchattacks("APGD", "L2", steps=STEPS, loss="ce"), "l2", 0.01, eps=EPS_L2,
+    ),
+    "Square l2": Pair(
+        "natural", functools.partial(a.square, num_queries=QUERIES),
+        of_torchattacks("Square", "L2", n_queries=QUERIES), "l2", 0.01, eps=EPS_L2,
+    ),
     "Carlini-Wagner l2": Pair(
         "natural", against(functools.partial(a.carlini_wagner_l2, **cw)),
         of_foolbox("L2CarliniWagnerAttack", steps=200, binary_search_steps=5), "l2", 0.03,
+    ),
+    "Carlini-Wagner linf": Pair(
+        "natural", against(functools.partial(a.carlini_wagner_linf, num_steps=100, initial_c=1e-2)),
+        carlini_wagner_of_art(CarliniLInfMethod, max_iter=100, initial_const=1e-2), "linf", 0.03,
+        num_images=10,
+    ),
+    "Carlini-Wagner l0": Pair(
+        "natural", against(functools.partial(a.carlini_wagner_l0, num_steps=20)),
+        carlini_wagner_of_art(CarliniL0Method, max_iter=20, binary_search_steps=5), "l0", 0.03,
+        num_images=5,
     ),
     "DeepFool l2": Pair(
         "natural", against(a.deepfool), of_foolbox("L2DeepFoolAttack"), "l2", 0.03
@@ -196,7 +238,11 @@ PAIRS: dict[str, Pair] = {
         "natural", against(functools.partial(a.fmn, num_steps=STEPS)),
         of_foolbox("LInfFMNAttack", steps=STEPS), "linf", 0.03,
     ),
-    "JSMA": Pair("natural", jsma, jsma_of_art, "l0", 0.05),
+    "FMN l1": Pair(
+        "natural", against(functools.partial(a.fmn, num_steps=STEPS)),
+        of_foolbox("L1FMNAttack", steps=STEPS), "l1", 0.03,
+    ),
+    "JSMA": Pair("natural", jsma, jsma_of_art, "l0", 0.05, targeted=True),
     "Boundary": Pair(
         "natural", against(functools.partial(a.boundary, num_steps=1000)),
         of_foolbox("BoundaryAttack", steps=1000), "l2", 0.03, num_images=50,
@@ -254,9 +300,11 @@ def measure(setting: Setting, folder: Path) -> Mapping[str, list[dict[str, Any]]
     kept = {n: jr.files.read_json(_path(folder, n)) for n in PAIRS if _path(folder, n).exists()}
     kept = {n: row for n, row in kept.items() if row["weights"] == now[PAIRS[n].network]}
     titles = {
-        f"within linf {EPS}, adversarially trained network": [n for n in kept if PAIRS[n].eps],
-        "minimum norm, natural network": [n for n in kept if not PAIRS[n].eps],
+        f"within linf {EPS}, adversarially trained network": EPS,
+        f"within l2 {EPS_L2}, natural network": EPS_L2,
+        "minimum norm, natural network": None,
     }
+    titles = {title: [n for n in kept if PAIRS[n].eps == eps] for title, eps in titles.items()}
     return {title: [kept[n] for n in names] for title, names in titles.items() if names}
 
 
@@ -335,8 +383,8 @@ def compared(
         if pair.norm == "l0":
             distance[name] = (np.abs(delta) > 1e-6).sum(1).astype(float)
         else:
-            distance[name] = np.linalg.norm(delta, 2 if pair.norm == "l2" else np.inf, axis=1)
-        reached = predicted == (y + 1) % 10 if pair.norm == "l0" else predicted != y
+            distance[name] = np.linalg.norm(delta, ORDERS[pair.norm], axis=1)
+        reached = predicted == (y + 1) % 10 if pair.targeted else predicted != y
         broken[name] = reached & (distance[name] <= (pair.eps or np.inf) + 1e-5)
     columns: dict[str, float] = {}
     both = right & np.logical_and.reduce(list(broken.values()))
@@ -351,7 +399,8 @@ def compared(
 
 
 SMALL = ("APGD-CE", "APGD-T", "FAB-T", "Square", "AutoAttack standard", "Carlini-Wagner l2",
-         "DeepFool l2", "DeepFool linf", "FMN l2", "JSMA")  # fmt: skip
+          "DeepFool l2", "DeepFool linf", "FMN l2", "FMN l1", "JSMA", "FAB", "APGD-CE l2",
+         "Square l2", "Carlini-Wagner linf", "Carlini-Wagner l0")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -361,7 +410,8 @@ def test_no_weaker_than_the_peer(name: str) -> None:
     victim = Victim(setting.logits_fn, setting.module)
     pair = PAIRS[name]
     if pair.eps is not None:
-        pair = pair._replace(eps=0.1, seeds=min(pair.seeds, 2), within=1.01 / num)
+        eps = {"linf": 0.1, "l2": 0.5}[pair.norm]
+        pair = pair._replace(eps=eps, seeds=min(pair.seeds, 2), within=1.01 / num)
     row = race(pair, victim, setting.x, setting.y, Setting(Path(), num, num))
     assert row["meets"], row
     if pair.eps is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import jaxrobust as jr
 from experiments import records
 
 ROOT = Path(records.__file__).parent
@@ -44,3 +45,19 @@ def test_readmes_say_what_is_recorded(name):
     written = (ROOT / name / "README.md").read_text()
     for title, table in tables.items():
         assert f"<!-- {title} -->\n{table}<!-- end -->" in written, title
+
+
+@pytest.mark.parametrize(("weights", "shown"), [("a", True), ("b", False)])
+def test_madry_shows_one_set_of_weights(tmp_path, weights, shown):
+    found = {"clean": 1.0, "FGSM": 0.5, "PGD-40": 0.5, "PGD-100 x5": 0.5, "worst case": 0.5}
+    white_box = {name: found | {"weights": "a"} for name in ("natural", "adversarial")}
+    jr.files.write_json(tmp_path / "results.json", {"measured": white_box, "num_test": 10})
+    (tmp_path / "rows").mkdir()
+    row = {
+        "name": "table mnist Targeted", "network": "mnist A", "weights": weights, "num_images": 10,
+        "found": {"accuracy": {"0.3": 0.4}},
+    }  # fmt: skip
+    jr.files.write_json(tmp_path / "rows/row.json", row)
+    tables = tables_of("madry_mnist", tmp_path / "rows")
+    assert "| Targeted | A | 10 | 40.0 |" in tables["table mnist"]
+    assert ("| clean |" in tables["white box"]) == shown
