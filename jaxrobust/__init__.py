@@ -26,7 +26,7 @@ from jaxrobust import (
     transforms,
 )
 from jaxrobust._version import __version__
-from jaxrobust.diagnosis import diagnose
+from jaxrobust.diagnosis import Findings, diagnose
 from jaxrobust.evaluation import Report, evaluate
 from jaxrobust.threat import Ball, Box
 from jaxrobust.types import (
@@ -42,6 +42,7 @@ __all__ = [
     "Ball",
     "Box",
     "Finding",
+    "Findings",
     "MarginBound",
     "Objective",
     "Randomized",

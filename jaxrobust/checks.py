@@ -181,7 +181,8 @@ def output_shapes(model: Callable[..., Any], *args: Any) -> Any:
     except jax.errors.TracerArrayConversionError as error:
         raise ValueError(
             "logits_fn must be a function of JAX arrays, which can be traced; got one that turns "
-            "them into NumPy's: put it into jax.pure_callback (attacks without gradients and "
+            "them into NumPy's: put it into jax.pure_callback(..., vmap_method='sequential'), or "
+            "'expand_dims' if it takes axes in front (attacks without gradients and "
             "jaxrobust.diagnose do not ask for its derivative)"
         ) from error
 

@@ -7,13 +7,11 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
-T = TypeVar("T")
+from jaxrobust.marks import TURNS, mark
 
-TURNS = "jaxrobust_turns_"
-"""Prefix of the marker in a bounded loop's body; the most turns follow it."""
+T = TypeVar("T")
 
 
 def at_most(most: int, cond: Callable[[T], Array], body: Callable[[Array, T], T], start: T) -> T:
@@ -37,7 +35,7 @@ def at_most(most: int, cond: Callable[[T], Array], body: Callable[[Array, T], T]
 
     def one(carry: tuple[Array, T]) -> tuple[Array, T]:
         turn, state = carry
-        return checkpoint_name(turn, f"{TURNS}{most}") + 1, body(turn, state)
+        return mark(turn, TURNS, most) + 1, body(turn, state)
 
     # Made from the condition, so that the counter varies over devices as the state does.
     zero = jnp.where(cond(start), 0, 0).astype(jnp.int32)

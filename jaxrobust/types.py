@@ -10,8 +10,9 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checka
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key, PyTree
+
+from jaxrobust.marks import FORWARD, mark
 
 Images: TypeAlias = Float[Array, "batch *dims"] | Float[np.ndarray, "batch *dims"]
 Labels: TypeAlias = Int[Array, " batch"] | Int[np.ndarray, " batch"]
@@ -19,9 +20,6 @@ Examples: TypeAlias = tuple[Images, Labels] | tuple[Images, Labels, int]
 """Images and labels; the third is the number of classes that `data.load` adds."""
 Keys: TypeAlias = Key[Array, ""] | Key[Array, " batch"]
 LogitsFn: TypeAlias = Callable[..., PyTree]
-
-FORWARD = "jaxrobust_forward"
-"""Marks one evaluation of a model in a jaxpr; `evaluate` counts these."""
 
 
 @jax.tree_util.register_dataclass
@@ -99,8 +97,8 @@ def per_example(logits_fn: LogitsFn) -> Callable[[Array, Array], PyTree]:
         outputs = logits_fn(batch, key) if random else logits_fn(batch)
         one_row = jax.tree.map(lambda leaf: leaf[0], outputs)
         if isinstance(one_row, tuple):
-            return (checkpoint_name(one_row[0], FORWARD), *one_row[1:])
-        return checkpoint_name(one_row, FORWARD)
+            return (mark(one_row[0], FORWARD), *one_row[1:])
+        return mark(one_row, FORWARD)
 
     one.random = random  # pyright: ignore[reportFunctionMemberAccess]
     return one

@@ -130,6 +130,7 @@ def test_random_predictions_are_noticed():
     attacks = {"fgsm": jr.attacks.fgsm}
     _, found = findings(jr.Randomized(noisy), x, y, attacks)
     finding = found["random predictions"]
+    assert finding.severity == "warning"
     assert 0 < finding.value < 1
     assert finding.value * 24 == round(finding.value * 24)
     assert (x[finding.examples, 0] > 0.5).all()

@@ -246,8 +246,14 @@ def test_counts_of_gradients_and_forwards(case):
         "smoothed": functools.partial(
             jr.attacks.pgd, num_steps=7, gradient=jr.gradients.smoothed(0.1, 4)
         ),
-    }
+        "codes": jr.attacks.reparametrize(
+            lambda z: jnp.repeat(z, x[0].size, 1).reshape(-1, *x.shape[1:]),
+            functools.partial(jr.attacks.pgd, num_steps=7),
+            encoder=lambda x: x.reshape(len(x), -1)[:, :1], codes=jr.Ball("linf", 0.1),
+        ),  # of a size of their own
+    }  # fmt: skip
     records = run(logits_fn, x, y, attacks=attacks).attacks
+    assert (records["codes"].gradients, records["codes"].forwards) == (7, 7)
     assert (records["fgsm"].gradients, records["fgsm"].forwards) == (1, 1)
     assert (records["pgd"].gradients, records["pgd"].forwards) == (7, 7)
     assert (records["restarts"].gradients, records["restarts"].forwards) == (21, 24)

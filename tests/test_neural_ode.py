@@ -265,7 +265,11 @@ def test_what_cannot_be_meant_is_refused():
         (jr.models.tisode(7), "width must be"),
         (jr.models.tisode(4, step=0.0), "step positive"),
         (jr.models.odenet(4, interval=(1.0, 1.0)), "begin < end"),
-    ):
+        (jr.models.odenet(4, solver="dopri5"), r"solver must be a diffrax.AbstractSolver.*dopri5"),
+        (jr.models.odenet(4, adjoint=diffrax.Euler()), "adjoint must be a diffrax"),
+        (jr.models.odenet(4, controller=diffrax.PIDController(rtol=0.1, atol=0.1)),
+         "solver must estimate its error"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=word):
             model.init(key, x)
     model = jr.models.tisode(4, step=0.5)
@@ -281,6 +285,8 @@ def test_what_cannot_be_meant_is_refused():
         )
     with pytest.raises(ValueError, match="weight must be"):
         o.steady_state(o.from_module(model.apply), weight=-1.0)
+    with pytest.raises(ValueError, match=r"one image \(height, width, channels\)"):
+        jr.transforms.resize_and_pad(x[0, ..., 0], key)
     with pytest.raises(ValueError, match="probability must lie"):
         jr.transforms.sometimes_noisy(x[0], key, probability=1.5)
 

@@ -568,6 +568,7 @@ def test_a_broken_smoothed_certificate_may_be_chance():
 
     report = evaluated({"bold": on_model(bold, linear)}, ball=jr.Ball("l2", 0.4))
     assert report.findings[0].name == "random predictions"  # at the edge of the classes
+    assert report.findings[0].severity == "note"  # of many votes
     (finding,) = report.findings[1:]
     assert finding.name == "smoothed certificate and broken: bold"
     assert "chance" in finding.meaning

@@ -48,6 +48,10 @@ class Place:
 
 def record(place: Place, only: tuple[str, ...] = ()) -> None:
     """Train, diagnose and attack every network, once a seed."""
+    names = [f"{name} {seed}" for name in zoo.MASKED | zoo.CONTROLS for seed in place.sizes.seeds]
+    for part in only:
+        if not any(part in name for name in names):
+            raise ValueError(f"only must be parts of {', '.join(names)}; got {part!r}")
     for name in zoo.MASKED | zoo.CONTROLS:
         for seed in place.sizes.seeds:
             title = f"{name} {seed}"

@@ -21,7 +21,7 @@ class Args:
     data: config.Data = "mnist"
     """Image set."""
     only: tuple[str, ...] = ()
-    """Names of networks, as in config.py; all if empty."""
+    """Names of networks ("tisode", "cnn clean" for table 1's; config.NETWORKS); all if empty."""
     preset: Literal["cpu", "paper", "smoke"] = "cpu"
     """How much is trained and measured; see config.py."""
     seeds: tuple[int, ...] = ()
@@ -34,6 +34,9 @@ class Args:
 
 def main(args: Args) -> None:
     """Run one stage."""
+    unknown = set(args.only) - set(config.NETWORKS)
+    if unknown:
+        raise ValueError(f"only must be names of {sorted(config.NETWORKS)}; got {sorted(unknown)}")
     seeds = args.seeds or tuple(range(config.PRESETS[args.preset].seeds))
     runs = [(name, seed) for seed in seeds for name in args.only or config.NETWORKS]
     if args.stage == "train":

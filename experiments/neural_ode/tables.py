@@ -75,7 +75,8 @@ def tables(folder: Path) -> dict[str, str]:
         found.setdefault(re.sub(r" \d+$", "", name), []).append(content["found"])
     made = {}
     for data in DATA:
-        made[f"table 1 {data}"] = _table_1(found, data)
+        if data in TABLE_1:
+            made[f"table 1 {data}"] = _table_1(found, data)
         made[f"tables 2 to 4 {data}"] = _tables_2_to_4(found, data)
     return made | {"stronger": _stronger(found, "mnist"), "adaptive": _adaptive(found, "mnist")}
 
@@ -103,6 +104,8 @@ def _beside(
     for name in names:
         kind = name.removesuffix(" clean")
         at = found.get(f"{data} published {name}", [])
+        if not (at or paper):
+            continue
         rows.append([kind, *(cell(at, column) for column in ("clean", *columns))])
         if kind in paper:
             rows.append(["paper", "", *paper[kind]])

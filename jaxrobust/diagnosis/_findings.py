@@ -48,16 +48,27 @@ class Findings:
         """Names of all findings."""
         return [finding.name for finding in self.found]
 
-    def rows(self) -> list[tuple[str, str, float, float, str]]:
-        """For a table: name, what was measured, its value, the threshold, and the verdict."""
+    def rows(self) -> list[tuple[str, str, float | None, float, str]]:
+        """For a table: name, what was measured, its value, the threshold, and the verdict.
+
+        What was not asked of this model, or of no image, has None for a value.
+        """
         flagged = {finding.name: finding for finding in self.found}
-        order = list(SYMPTOMS)
         shown = []
-        for name in sorted(self.measured, key=lambda name: order.index(name.partition(":")[0])):
-            symptom, finding = SYMPTOMS[name.partition(":")[0]], flagged.get(name)
-            verdict = "in order" if finding is None else finding.severity
-            shown.append((name, symptom.what, self.measured[name], self.thresholds[name], verdict))
+        for kind, symptom in SYMPTOMS.items():
+            names = [name for name in self.measured if name.partition(":")[0] == kind]
+            for name in names:
+                verdict = flagged[name].severity if name in flagged else "in order"
+                value, threshold = self.measured[name], self.thresholds[name]
+                shown.append((name, symptom.what, value, threshold, verdict))
+            if not names:
+                shown.append((kind, symptom.what, None, symptom.threshold, "not asked"))
         return shown
+
+    def shares(self) -> list[tuple[str, float]]:
+        """What is right without and under each of the attacks, the weakest first."""
+        attacks = sorted(self.accuracy.items(), key=lambda one: (-one[1], one[0]))
+        return [("no attack", self.clean_accuracy), *attacks]
 
     def __repr__(self) -> str:
         """The findings by name; everything else is a matter of the attributes."""

@@ -51,6 +51,16 @@ class Signs(NamedTuple):
     signs: Array
 
 
+class Same(NamedTuple):
+    """Whether the model looks at its image, one entry a row.
+
+    Attributes:
+        same: All its outputs are equal at the image and at one of uniform noise.
+    """
+
+    same: Array
+
+
 class Look(NamedTuple):
     """What is seen of the model at an image, one entry a row.
 
@@ -84,6 +94,24 @@ def height_program(devices: tuple[Any, ...]) -> Callable[..., Height]:
         return Height(jax.vmap(losses.soft_margin)(outputs, y))
 
     return sharded(heights, devices)
+
+
+@functools.lru_cache(maxsize=64)
+def same_program(devices: tuple[Any, ...]) -> Callable[..., Same]:
+    """`((logits_fn, box), x, y, keys) -> Same`, rows sharded over the devices."""
+
+    def same(functions: tuple[LogitsFn, Array], x: Array, y: Array, keys: Array) -> Same:
+        logits_fn, box = functions
+
+        def one(x: Array, key: Array) -> Same:
+            low, high = box.astype(x.dtype)
+            noise = jax.random.uniform(jax.random.fold_in(key, 1), x.shape, x.dtype, low, high)
+            here, there = (logits_of(per_example(logits_fn)(image, key)) for image in (x, noise))
+            return Same(jnp.all(here == there))
+
+        return jax.vmap(one)(x, keys)
+
+    return sharded(same, devices)
 
 
 @functools.lru_cache(maxsize=64)

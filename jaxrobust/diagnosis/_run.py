@@ -16,7 +16,13 @@ import numpy as np
 from jaxrobust import checks
 from jaxrobust.attacks import transfer
 from jaxrobust.diagnosis._findings import Findings
-from jaxrobust.diagnosis._probes import height_program, look_program, probes, signs_program
+from jaxrobust.diagnosis._probes import (
+    height_program,
+    look_program,
+    probes,
+    same_program,
+    signs_program,
+)
 from jaxrobust.diagnosis._symptoms import AT_LEAST, SYMPTOMS
 from jaxrobust.evaluation import _findings as doubts
 from jaxrobust.evaluation._arguments import check, check_sources
@@ -73,7 +79,8 @@ def diagnose(
 
     A finding is a measured doubt, and no finding is no proof. Every attack is short: this is no
     evaluation, whose numbers `evaluate` makes. A model that cannot be differentiated, or returns
-    NaN, is a finding and no error.
+    NaN, is a finding and no error; one that does not look at its image is told so, and nothing
+    else is asked of it.
 
     What attacks do is told as a share of the images that are right, what gradients are of all.
 
@@ -144,11 +151,24 @@ def diagnose(
         return np.any([judged[f"score {k}"] < 0 for k in watched], axis=0) if watched else False
 
     right = (clean["prediction"] == np.asarray(y)) & ~np.asarray(rejected(clean))
+    tell = _Tell(right)
+    accuracy: dict[str, float] = {}
+
+    def told(found: list[Finding]) -> Findings:
+        return Findings(
+            ball.norm, float(np.max(np.asarray(ball.eps))), n, float(right.mean()), accuracy,
+            tell.measured, tell.thresholds,
+            sorted(found, key=lambda one: one.severity, reverse=True),
+        )  # fmt: skip
+
+    box, everyone = jnp.asarray(ball.box), np.arange(n)
+    same = bench.measure("same", same_program(devices), (logits_fn, box), everyone)["same"]
+    tell.say("constant outputs", same, float(same.mean()))
+    if tell.found:
+        return told(tell.found)
     found = doubts.probabilities(clean["like_probabilities"])
     found += doubts.not_finite(clean["prediction"])
-    tell = _Tell(right)
     tell.measure("probabilities", clean["like_probabilities"].mean())
-    accuracy: dict[str, float] = {}
     caught, passed = np.zeros(n, bool), np.zeros(n, bool)
 
     def broken(
@@ -171,8 +191,6 @@ def diagnose(
     if error is not None:
         found += doubts.no_gradients(error, n)
     else:
-        box = jnp.asarray(ball.box)
-        everyone = np.arange(n)
         seen = bench.measure("look", look_program(devices), (logits_fn, box), everyone)
         again = bench.measure("look again", signs_program(devices), logits_fn, everyone)
         found += tell.gradients(seen, again, right)
@@ -218,22 +236,14 @@ def diagnose(
     if watched:
         tell.say("rejected, not withstood", caught & ~passed)
 
-    found = sorted(
-        found + doubts.too_few(len(some), AT_LEAST) + tell.found,
-        key=lambda one: one.severity,
-        reverse=True,
-    )
-    return Findings(
-        ball.norm, float(np.max(np.asarray(ball.eps))), n, float(right.mean()), accuracy,
-        tell.measured, tell.thresholds, found,
-    )  # fmt: skip
+    return told(found + doubts.too_few(len(some), AT_LEAST) + tell.found)
 
 
 class _Tell:
     """Collects what is measured, and words what is above its threshold."""
 
     def __init__(self, right: np.ndarray) -> None:
-        self.num_right = max(int(right.sum()), 1)
+        self.num_right = int(right.sum())
         self.measured, self.thresholds, self.found = {}, {}, []
 
     def measure(self, name: str, value: float) -> tuple[float, float]:
@@ -241,13 +251,18 @@ class _Tell:
         symptom = SYMPTOMS[name.partition(":")[0]]
         threshold = symptom.threshold
         if symptom.compares:
-            threshold = max(threshold, (AT_LEAST - 0.5) / self.num_right)
+            threshold = max(threshold, (AT_LEAST - 0.5) / max(self.num_right, 1))
         self.measured[name], self.thresholds[name] = float(value), threshold
         return float(value), threshold
 
     def say(self, name: str, rows: np.ndarray, value: float | None = None) -> None:
-        """A share of the images that are right, or a value that rests on some."""
+        """A share of the images that are right, or a value that rests on some.
+
+        Of what attacks do nothing is said where no image was right, and so none attacked.
+        """
         symptom = SYMPTOMS[name.partition(":")[0]]
+        if symptom.compares and not self.num_right:
+            return
         value, threshold = self.measure(name, self._share(rows) if value is None else value)
         if value > threshold:
             self.found.append(
@@ -282,7 +297,7 @@ class _Tell:
         return found
 
     def _share(self, rows: np.ndarray) -> float:
-        return float(rows.sum() / self.num_right)
+        return float(rows.sum() / max(self.num_right, 1))
 
 
 def _scaled(ball: Ball, share: float) -> Ball:

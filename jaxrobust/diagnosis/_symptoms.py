@@ -37,9 +37,17 @@ class Symptom(NamedTuple):
 
 
 SYMPTOMS = {
+    "constant outputs": Symptom(
+        0.9,
+        "images whose outputs stay the same when every pixel is drawn anew",
+        "What the image shows makes no difference to what the model returns. It neither withstands "
+        "attacks nor hides from them: it does not look, and nothing else was asked of it.",
+        "Look for a wrapper that drops its argument, weights that are all zero, or inputs that are "
+        "clipped or rounded to one value.",
+    ),
     "probabilities": Symptom(
         doubts.ALIKE, "clean images whose outputs are positive and add up to one", "", ""
-    ),  # these three are worded by `evaluation`
+    ),  # these are worded by `evaluation`
     "zero gradients": Symptom(0.01, "clean images where the loss has no gradient at all", "", ""),
     "gradients not finite": Symptom(
         0.0, "clean images where the loss's gradient is NaN or infinite", "", ""
@@ -57,17 +65,21 @@ SYMPTOMS = {
         0.1,
         "images whose gradient is too short to change the class anywhere in the box",
         "At these images the model's own gradient says that no change of the pixels, however "
-        "large, moves its decision. Such a gradient has been worn down on its way (by a long chain "
-        "of iterations or by saturated units) and does not describe the model.",
-        "Leave the chain out of the gradient: gradients.bpda around it, or attack the code in "
-        "front of it (attacks.reparametrize).",
+        "large, moves its decision. Such a gradient has been lost on its way (in a part that "
+        "rounds, in saturated units or in a long chain of iterations) and does not describe the "
+        "model.",
+        "Leave that part out of the gradient: gradients.bpda in its place. Or search what it makes "
+        "images of, on the model without it: attacks.transfer(without, attacks.reparametrize(...)"
+        ").",
     ),
     "shattered gradients": Symptom(
         0.5,
         "disagreement of gradients with small measured changes, 0 to 1, of the median image",
         "When the image changes by a few grey levels, the model's output changes otherwise than "
         "its gradient says. The gradient is missing or wrong, because part of the model rounds, "
-        "jumps or sorts; attacks that follow it are led astray.",
+        "jumps or sorts; attacks that follow it are led astray. (Of a model with gradients.bpda "
+        "this is no news: its gradient is a stand-in by intention. There it is the findings about "
+        "attacks that count.)",
         "Put gradients.bpda in place of that part, average the gradient over a neighbourhood "
         "(gradients.smoothed), or attack with values alone (attacks.square, gradients.nes).",
     ),
@@ -85,7 +97,8 @@ SYMPTOMS = {
         "images that withstood an attack which had not raised their loss in the end",
         "The attack went many steps along the gradient, and at the end the model was no less sure "
         "than before. It was not attacked in effect: that it is still right says nothing.",
-        "Find out why: look at the gradient's findings, try shorter steps and another loss.",
+        "If a finding above is about the gradient, begin there; else try shorter steps and another "
+        "loss.",
     ),
     "one step beats many": Symptom(
         0.02,
@@ -99,10 +112,10 @@ SYMPTOMS = {
     "unbounded attack fails": Symptom(
         0.02,
         "images that stay right under an attack which may change them into anything",
-        "An attack that may turn a picture into any other picture must always succeed. Here it "
-        "does not, so it is the attack that fails, and its failure at the small radius says "
-        "nothing.",
-        "Mend the attack before any number is read: see the gradient's findings.",
+        "An attack that may turn a picture into any other picture must always succeed, for one of "
+        "another class exists. Here it does not, so it is the attack that fails, and its failure "
+        "at the small radius says nothing.",
+        "Mend the attack before any number is read: begin with what is said above of the gradient.",
         compares=True,
     ),
     "larger radius, less success": Symptom(
@@ -110,7 +123,7 @@ SYMPTOMS = {
         "share of images lost by attacks when they are given more room",
         "Whoever may change a picture more can do all that was possible before. An attack that "
         "breaks fewer images at a larger radius did not find what is there.",
-        "More steps, other step sizes, restarts; then see the gradient's findings.",
+        "More steps, other step sizes, restarts; what is said above of the gradient comes first.",
         compares=True,
     ),
     "larger radius, no more success": Symptom(
@@ -118,7 +131,8 @@ SYMPTOMS = {
         "share of the images that stand at eps / 2 and still stand under any change at all",
         "However much room an attack is given, it breaks hardly more images than it did with very "
         "little. Success that does not grow with the radius is not stopped by the radius.",
-        "See the gradient's findings: the attack goes nowhere, whatever it may do.",
+        "The attack goes nowhere, whatever it may do: begin with what is said above of the "
+        "gradient.",
         compares=True,
     ),
     "another loss finds more": Symptom(
@@ -146,7 +160,7 @@ SYMPTOMS = {
         "images broken by random changes that attacks with gradients left standing",
         "Blind guessing breaks images that directed attacks could not. There are adversarial "
         "images all around, and the gradient does not show them.",
-        "See the gradient's findings; attack with values alone (attacks.square).",
+        "Begin with what is said above of the gradient; attack with values alone (attacks.square).",
         compares=True,
     ),
     "black box finds more": Symptom(
@@ -155,8 +169,8 @@ SYMPTOMS = {
         "An attack that sees nothing but the model's outputs breaks images that attacks which see "
         "all of it could not. The gradient is hidden, not absent: the true accuracy is lower "
         "still.",
-        "gradients.bpda around what has no derivative, gradients.eot for what is random, another "
-        "loss; at least evaluate with attacks.autoattack_members().",
+        "gradients.bpda in place of what has no derivative, gradients.eot for what is random, "
+        "another loss; at least evaluate with attacks.autoattack_members().",
         compares=True,
     ),
     "rejected, not withstood": Symptom(
@@ -173,8 +187,7 @@ SYMPTOMS = {
         "images broken by attacks on another model that attacks on this one left standing",
         "Images made to fool another model fool this one, too, though attacks on itself did not "
         "find them: the weakness is shared, and its own gradient does not show it.",
-        "Attack with the other model's gradient in place of its own, and see the gradient's "
-        "findings.",
+        "Attack with the other model's gradient in place of its own (attacks.through).",
         compares=True,
     ),
 }

@@ -10,25 +10,23 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
-from jaxrobust.gradients import GRADIENT
-from jaxrobust.loops import TURNS
+from jaxrobust.marks import FORWARD, GRADIENT, TURNS, marked
 from jaxrobust.threat import Threat
-from jaxrobust.types import FORWARD, Attack, LogitsFn, as_partial
+from jaxrobust.types import Attack, LogitsFn, as_partial
 
 
 def count(
-    attack: Attack, logits_fn: LogitsFn, x: Any, num_classes: int, ball: Threat
+    attack: Attack, logits_fn: LogitsFn, x: Any, ball: Threat
 ) -> tuple[int | None, int | None]:
     """Most gradients and model evaluations that an attack spends on one example.
 
-    Counted are the markers that `gradients.vjp` and `per_example` leave, times the length of the
+    Counted are the marks that `gradients.vjp` and `per_example` leave, times the length of the
     loops around them.
 
     Args:
         attack: The attack.
         logits_fn: The model.
         x: A batch of any images.
-        num_classes: Number of logits.
         ball: The threat; its radius is not looked at.
 
     Returns:
@@ -38,13 +36,11 @@ def count(
     shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     image = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     threat = jax.tree.structure(ball)
-    return _cached(structure, shapes, image, num_classes, threat)
+    return _cached(structure, shapes, image, threat)
 
 
 @functools.lru_cache(maxsize=256)
-def _cached(
-    structure: Any, shapes: Any, image: Any, num_classes: int, threat: Any
-) -> tuple[int | None, int | None]:
+def _cached(structure: Any, shapes: Any, image: Any, threat: Any) -> tuple[int | None, int | None]:
     def traced(functions: Any, x: Any, y: Any, key: Any, eps: Any) -> Any:
         attack, logits_fn = functions
         return attack(logits_fn, x, y, key=key, ball=jax.tree.unflatten(threat, [eps]))
@@ -54,17 +50,18 @@ def _cached(
     eps = jax.ShapeDtypeStruct((1,), image.dtype)
     functions = jax.tree.unflatten(structure, shapes)
     jaxpr = jax.make_jaxpr(traced)(functions, image, label, keys, eps).jaxpr
-    return _times(jaxpr, GRADIENT, math.prod(image.shape)), _times(jaxpr, FORWARD, num_classes)
+    return _times(jaxpr, GRADIENT), _times(jaxpr, FORWARD)
 
 
-def _times(jaxpr: Any, marker: str, size: int) -> int | None:
-    """Examples that pass a marker of `size` numbers each; None if that is not bounded."""
+def _times(jaxpr: Any, kind: str) -> int | None:
+    """Examples that pass a mark of that kind; None if that is not bounded."""
     total = 0
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "name" and eqn.params["name"] == marker:
-            total += math.prod(eqn.invars[0].aval.shape) // size
+        size = _mark(eqn, kind)
+        if size is not None:
+            total += math.prod(eqn.invars[0].aval.shape) // max(size, 1)
             continue
-        inner = [_times(sub, marker, size) for sub in _subjaxprs(eqn)]
+        inner = [_times(sub, kind) for sub in _subjaxprs(eqn)]
         if not any(part is None or part > 0 for part in inner):
             continue
         if any(part is None for part in inner):
@@ -87,9 +84,14 @@ def _times(jaxpr: Any, marker: str, size: int) -> int | None:
 def _bound(eqn: Any) -> int | None:
     """The most turns of a while loop made by `loops.at_most`."""
     for inner in _plain(eqn.params["body_jaxpr"]).eqns:
-        if inner.primitive.name == "name" and inner.params["name"].startswith(TURNS):
-            return int(inner.params["name"].removeprefix(TURNS))
+        turns = _mark(inner, TURNS)
+        if turns is not None:
+            return turns
     return None
+
+
+def _mark(eqn: Any, kind: str) -> int | None:
+    return marked(eqn.params["name"], kind) if eqn.primitive.name == "name" else None
 
 
 def _subjaxprs(eqn: Any) -> list[Any]:

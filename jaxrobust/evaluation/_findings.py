@@ -47,7 +47,7 @@ def not_finite(prediction: np.ndarray) -> list[Finding]:
     ]  # fmt: skip
 
 
-def random_predictions(changed: np.ndarray) -> list[Finding]:
+def random_predictions(changed: np.ndarray, votes: int) -> list[Finding]:
     """Two keys give a randomised model's clean images different classes."""
     if not changed.any():
         return []
@@ -56,9 +56,11 @@ def random_predictions(changed: np.ndarray) -> list[Finding]:
             "random predictions", float(changed.mean()), 0.0, first(changed),
             "The model draws at random, and this share of clean images changes class from one draw "
             "to the next. An attack that follows single draws looks weaker than it is, and a "
-            "single vote calls right and broken what is chance.",
+            "single vote calls right and broken what is chance. "
+            f"({'One vote was' if votes == 1 else f'{votes} votes were'} taken.)",
             "Average gradients over draws (gradients.eot, or autoattack_members('rand')), and give "
             "more votes.",
+            "warning" if votes == 1 else "note",
         )
     ]  # fmt: skip
 
@@ -85,8 +87,8 @@ def no_gradients(error: Exception, num: int) -> list[Finding]:
             "no gradients", float(num), 0.0, [],
             "The gradient of the cross-entropy could not be computed: "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            "Attack with values alone (attacks.square, gradients.spsa), by transfer, or put "
-            "gradients.bpda in front of what has no derivative.",
+            "Put gradients.bpda in place of the part that has no derivative; or attack with values "
+            "alone (attacks.square, gradients.spsa), or by transfer.",
         )
     ]  # fmt: skip
 
@@ -115,10 +117,12 @@ def zero_gradients(zero: np.ndarray, threshold: float = 0.0) -> list[Finding]:
             "zero gradients", float(zero.mean()), threshold, first(zero),
             "On this share of the clean images looked at the gradient of the cross-entropy is "
             "exactly zero. Attacks that follow it do not move there: that these examples stand "
-            "says nothing about robustness.",
-            "Attack with losses.margin or losses.dlr, divide the logits by a constant if they are "
-            "large, put gradients.bpda in front of what has no derivative, or use an attack "
-            "without gradients.",
+            "says nothing about robustness. (The model itself is looked at: attacks that go "
+            "through a stand-in, by attacks.through or transfer, are not meant.)",
+            "If logits are some hundreds apart, the softmax is saturated: attack with "
+            "losses.margin or losses.dlr, or divide the logits (transforms.rescaled_logits). Else "
+            "a part of the model has no derivative: put gradients.bpda in its place, or attack "
+            "with values alone.",
         )
     ]  # fmt: skip
 

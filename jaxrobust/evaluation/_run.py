@@ -169,7 +169,7 @@ def evaluate(
     correct = clean["prediction"] == np.asarray(y)
     found = findings.probabilities(clean["like_probabilities"])
     found += findings.not_finite(clean["prediction"])
-    found += findings.random_predictions(clean["changed"])
+    found += findings.random_predictions(clean["changed"], votes)
     examples: dict[str, np.ndarray] = {
         "label": np.asarray(y),
         "clean_prediction": clean["prediction"],
@@ -211,7 +211,7 @@ def evaluate(
         after[name] = float(standing.mean())
         if not survivors_only:
             under[name] = float((correct & ~success).mean())
-        cost = count(attack, logits_fn, x, num_classes, ball)
+        cost = count(attack, logits_fn, x, ball)
         off = spread(n, rows, judged["outside"], False)
         if not is_minimum_norm(attack):
             found += findings.outside(name, off)

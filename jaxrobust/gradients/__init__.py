@@ -9,10 +9,9 @@ from jaxrobust.gradients._black_box import bpda, nes, spsa
 from jaxrobust.gradients._canonical import canonical
 from jaxrobust.gradients._estimators import eot, exact, smoothed, step_key
 from jaxrobust.gradients._hessian import hessian_direction, perturbed
-from jaxrobust.gradients._vjp import GRADIENT, Gradient, OneExample, vjp
+from jaxrobust.gradients._vjp import Gradient, OneExample, vjp
 
 __all__ = [
-    "GRADIENT",
     "Gradient",
     "OneExample",
     "bpda",

@@ -7,12 +7,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from jaxrobust.checks import check_count
 from jaxrobust.gradients._canonical import canonical
-from jaxrobust.gradients._vjp import GRADIENT, Gradient, OneExample, vjp
+from jaxrobust.gradients._vjp import Gradient, OneExample, vjp
+from jaxrobust.marks import GRADIENT, mark
 from jaxrobust.threat import norm
 
 METHODS = ("jvp", "finite_difference")
@@ -83,7 +83,7 @@ def _hessian_direction(num_iters: int, method: str, xi: float) -> Gradient:
             floor = jnp.zeros((), x.dtype)
             if method == "jvp":
                 (value, ascent), push = jax.linearize(value_and_grad, here)
-                product = lambda d: checkpoint_name(push(d)[1], GRADIENT)
+                product = lambda d: mark(push(d)[1], GRADIENT)
             else:
                 value, ascent = value_and_grad(here)
                 floor = 8 * jnp.finfo(x.dtype).eps * norm(ascent, "l2") / xi

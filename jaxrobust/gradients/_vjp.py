@@ -6,16 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxrobust.gradients._canonical import canonical
+from jaxrobust.marks import GRADIENT, mark
 
 OneExample = Callable[[Array, Array], PyTree]
 Gradient = Callable[[OneExample], OneExample]
-
-GRADIENT = "jaxrobust_gradient"
-"""Marks one pull-back in a jaxpr; `evaluate` counts these."""
 
 
 def vjp(
@@ -44,6 +41,6 @@ def vjp(
         (x_cotangent,) = pullback(cotangent)
         if getattr(f, "derivative_free", False):  # an estimate from values is no gradient
             return x_cotangent
-        return checkpoint_name(x_cotangent, GRADIENT)
+        return mark(x_cotangent, GRADIENT)
 
     return out, canonical(marked)

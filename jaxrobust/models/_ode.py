@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxrobust.models._denoising import group_norm
 from jaxrobust.models._ode_field import Field
-from jaxrobust.models._ode_solve import solved
+from jaxrobust.models._ode_solve import check_solver, solved
 from jaxrobust.types import Images
 
 
@@ -32,7 +32,8 @@ class OdeNet(nn.Module):
         interval: When it begins and ends to flow.
         step: Longest of constant steps, which share the interval equally; first of others.
         solver: A diffrax solver; Euler's where None.
-        controller: A diffrax step size controller; constant steps where None.
+        controller: A diffrax step size controller, beside a solver that estimates its error (as
+            `Dopri5` does); constant steps where None.
         adjoint: A diffrax adjoint: how the solver is differentiated. Where None, exactly, for the
             steps taken, in either direction and to any order (`DirectAdjoint` where steps adapt,
             which counts them as constants; a field with kinks put that 1 % off).
@@ -61,6 +62,7 @@ class OdeNet(nn.Module):
                 "interval must be (begin, end) with begin < end, and step positive; got "
                 f"{self.interval} and {self.step}"
             )
+        check_solver(self.solver, self.controller, self.adjoint)
         self.front = [
             nn.Conv(self.width, (3, 3), padding="VALID"), group_norm(self.width),
             nn.Conv(self.width, (4, 4), strides=(2, 2), padding=((1, 1), (1, 1))),
@@ -150,6 +152,7 @@ def odenet(
     solver: Any = None,
     controller: Any = None,
     adjoint: Any = None,
+    max_steps: int = 256,
     after: nn.Module | None = None,
 ) -> OdeNet:
     """Neural ODE whose field sees the time: Euler from 0 to 1 in steps of 0.1, as published.
@@ -162,6 +165,7 @@ def odenet(
         solver: `diffrax.Dopri5()`, say; Euler's where None.
         controller: `diffrax.PIDController(rtol=1e-3, atol=1e-3)`, say; constant steps where None.
         adjoint: `diffrax.BacksolveAdjoint()`, say; exact for the steps taken where None.
+        max_steps: Most steps where they adapt; a row that needs more gets logits of NaN.
         after: A module for the features that have flown.
 
     References: Chen et al. 2018 (neural ODEs); Yan et al. 2020, sec. 3, and its released code
@@ -172,7 +176,7 @@ def odenet(
     (2, 10)
     """
     return OdeNet(
-        width, num_classes, True, interval, step, solver, controller, adjoint, after=after
+        width, num_classes, True, interval, step, solver, controller, adjoint, max_steps, after
     )
 
 
@@ -185,6 +189,7 @@ def tisode(
     solver: Any = None,
     controller: Any = None,
     adjoint: Any = None,
+    max_steps: int = 256,
     after: nn.Module | None = None,
 ) -> OdeNet:
     """Time-invariant neural ODE, to be trained with `objectives.steady_state`; else as `odenet`.
@@ -199,6 +204,7 @@ def tisode(
         solver: Of diffrax.
         controller: Of diffrax.
         adjoint: Of diffrax.
+        max_steps: Where they adapt.
         after: A module for the features that have flown.
 
     References: Yan et al. 2020, sec. 4, and its released code (paper 001, table 3); methods.md D.
@@ -208,7 +214,7 @@ def tisode(
     (0.05, False)
     """
     return OdeNet(
-        width, num_classes, False, interval, step, solver, controller, adjoint, after=after
+        width, num_classes, False, interval, step, solver, controller, adjoint, max_steps, after
     )
 
 

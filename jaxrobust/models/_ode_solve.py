@@ -15,6 +15,28 @@ State: TypeAlias = tuple[Array, ...]
 Slope: TypeAlias = Callable[[Any, State, Any], State]
 
 
+def check_solver(solver: Any, controller: Any, adjoint: Any) -> None:
+    """Refuse what is not diffrax's, and steps that adapt to an error nobody estimates."""
+    if solver is controller is adjoint is None:
+        return
+    import diffrax
+
+    kinds = {
+        "solver": (solver, diffrax.AbstractSolver),
+        "controller": (controller, diffrax.AbstractStepSizeController),
+        "adjoint": (adjoint, diffrax.AbstractAdjoint),
+    }
+    for name, (value, kind) in kinds.items():
+        if not isinstance(value, kind | None):
+            raise ValueError(f"{name} must be a diffrax.{kind.__name__} or None; got {value!r:.60}")
+    adapts = isinstance(controller, diffrax.AbstractAdaptiveStepSizeController)
+    if adapts and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
+        raise ValueError(
+            "solver must estimate its error, as diffrax.Dopri5() does, for steps that adapt; got "
+            f"{solver!r:.60}"
+        )
+
+
 def solved(
     slope: Slope, state: State, args: Any, begin: float, end: float, step: float, solver: Any,
     controller: Any, adjoint: Any, max_steps: int,

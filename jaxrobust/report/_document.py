@@ -114,7 +114,9 @@ def as_document(found: Any) -> Document:
             entries.append(Entry(name, "", {}, {}, [], {threat: one}))
         else:
             entries.append(Entry(name, "", {threat: one}, {}, []))
-    return Document("How robust is it?", "", entries, [], "")
+    judged = any(entry.reports for entry in entries) or not entries
+    title = "How robust is it?" if judged else "Does it hide its gradients?"
+    return Document(title, "", entries, [], "")
 
 
 def write(document: Document, folder: str | Path) -> None:

@@ -118,6 +118,7 @@ def _context(document: Document, files: dict[str, bytes]) -> dict[str, Any]:
         "settings": _shared(document, "settings"),
         "environment": _shared(document, "environment"),
         "number": _number,
+        "percent": percent,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxrobust.diagnosis import Findings
 from jaxrobust.report._detected import Printer, print_detections
 from jaxrobust.report._document import Document
-from jaxrobust.report._tables import CERTIFIED, SMOOTHED, doubts, main_tables
+from jaxrobust.report._tables import CERTIFIED, SMOOTHED, doubts, main_tables, percent
 
 
 def print_tables(document: Document, console: Printer | None = None) -> None:
@@ -99,9 +99,13 @@ def print_findings(found: Findings, title: str = "", console: Printer | None = N
         shown.add_column(heading)
     for name, _, value, threshold, verdict in found.rows():
         style = {"warning": "bold", "note": ""}.get(verdict, "dim")
-        cells = (name, f"{value:.3g}", f"{threshold:.3g}", verdict)
+        cells = (name, "-" if value is None else f"{value:.3g}", f"{threshold:.3g}", verdict)
         shown.add_row(*(Text(cell, style=style) for cell in cells))
     console.print(shown)
+    right = "; ".join(
+        f"{percent(share, found.num_examples)} under {name}" for name, share in found.shares()
+    )
+    console.print(Text(f"\nRight: {right}. These attacks are short: this is no evaluation."))
     if not found.found:
         console.print(Text("Findings: none. That is no proof."))
     for finding in found.found:

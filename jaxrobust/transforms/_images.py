@@ -66,6 +66,9 @@ def resize_and_pad(
         The canvas, `(height + padding, width + padding, channels)`: what follows must take images
         of that size, as `models.tisode` does.
 
+    Raises:
+        ValueError: For what is no image of three dimensions; for a padding below 1.
+
     References: Xie et al. 2018 (mitigating adversarial effects through randomization), sec. 3;
         methods.md D. Theirs interpolates from corner pixel to corner pixel.
 
@@ -74,6 +77,8 @@ def resize_and_pad(
     ((3, 3, 1), 4.0)
     """
     check_count(padding, "padding")
+    if x.ndim != 3:
+        raise ValueError(f"x must be one image (height, width, channels); got shape {x.shape}")
     size_key, place_key = jax.random.split(key)
     more = jax.random.randint(size_key, (), 0, padding)
     above, left = jax.random.randint(place_key, (2,), 0, padding - more + 1)
