@@ -1,4 +1,4 @@
-"""Flow fields against SciPy, dense matrices and the table of displacements of methods.md."""
+"""Flow fields against SciPy, dense matrices and a table of displacements."""
 
 import functools
 

@@ -105,3 +105,20 @@ def test_the_example_of_flows_runs():
     exec(block, names)
     assert (np.asarray(logits_fn(names["x_adv"])).argmax(-1) != names["y"]).any()
     assert names["report"].certified_accuracy["spatial"] <= names["report"].robust_accuracy
+
+
+def test_the_example_of_neural_odes_runs():
+    section = README.read_text().split("\n### Neural ODEs\n")[1].split("\n### ")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert "num_epochs=8, batch_size=16" in block
+    block = block.replace("num_epochs=8, batch_size=16", "num_epochs=1, batch_size=4")
+    x = np.random.default_rng(0).uniform(size=(8, 8, 8, 1)).astype(np.float32)
+    y = np.arange(8) % 10
+    names = {
+        "functools": functools, "jax": jax, "jr": jr, "optax": optax, "key": jax.random.key(0),
+        "x_train": x, "y_train": y,
+    }  # fmt: skip
+    exec(block.replace("(16", "(4").replace("    16,", "    4,"), names)
+    assert names["logits_fn"](x).shape == (8, 10)
+    assert names["resized"](jnp.asarray(x), names["key"]).shape == (8, 10)
+    assert names["done"].metrics[0]["drift"] > 0

@@ -72,7 +72,7 @@ PLAIN = {
     "input gradient": ("input gradient", 110.0),
     "cross-Lipschitz": ("cross-Lipschitz", 0.1),
 }
-"""The regularisers, with the weights of their released code (methods.md E)."""
+"""The regularisers, with the weights of their released code."""
 SCALES = (1, 2, 4, 8)
 """Of Madry's capacity study, which goes on to 16: 2 and 4 channels and 64 units, times that."""
 
@@ -233,7 +233,7 @@ PAPER: dict[tuple[str, str], Setting] = {
         augment=True,
     ),
 }  # fmt: skip
-"""Published schedules (methods.md B, F, G, H), on the networks of Madry and YOPO. YOPO's rates are
+"""Published schedules, on the networks of Madry and YOPO. YOPO's rates are
 for the mean of m gradients: 0.01 and 5 times 0.04. MNIST's bilateral training and CIFAR-10's
 natural one are our choice, and TRADES' batch on MNIST."""
 

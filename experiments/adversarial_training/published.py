@@ -1,4 +1,4 @@
-"""What paper 001 prints, in percent, and what AutoAttack later made of it (methods.md F, G, H)."""
+"""What paper 001 prints, in percent, and what AutoAttack later made of it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ TEMPERATURE = 100.0
 """Of defensive distillation: the paper's."""
 
 WIDTHS = {"mnist": (32, 64, 200), "cifar10": (64, 128, 256)}
-"""Channels of the two pairs of convolutions, and width of the two dense layers (methods.md C)."""
+"""Channels of the two pairs of convolutions, and width of the two dense layers."""
 
 NETWORKS = ("natural", "initial", "teacher", "distilled")
 """In the order in which they are trained. Teacher and student start from "initial", one epoch with
@@ -76,7 +76,7 @@ PAPER = Preset(
         ("mnist", "cifar10"), Sizes(1000, 1000, 1000, (1000, 14), (10_000, 9), 1e-3, 1000, 1000)
     ),
 )
-"""The released code's training (the paper's table has other rates; methods.md C), the paper's
+"""The released code's training (the paper's table has other rates), the paper's
 numbers of images, the published iterations. Not run here."""
 
 CPU = Preset(

@@ -42,7 +42,7 @@ PAPER = Config(
     num_epochs=91, batch_size=50, learning_rate=1e-4, decay="constant", num_steps=40,
     step_size=0.01, warmup_epochs=0,
 )  # fmt: skip
-"""100,000 steps of 50 images, Adam 1e-4, 40 x 0.01 (methods.md B)."""
+"""100,000 steps of 50 images, Adam 1e-4, 40 x 0.01."""
 
 CPU = Config(
     num_epochs=10, batch_size=32, learning_rate=1e-3, decay="cosine", num_steps=5,

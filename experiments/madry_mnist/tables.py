@@ -22,7 +22,7 @@ PAPER = {
     "cifar10 AutoAttack": 44.04,
 }  # fmt: skip
 """Paper 001 (Madry et al. 2018), Tables 1 and 2, in percent; AutoAttack: its authors' on Madry's
-secret MNIST network and on the CIFAR-10 one (methods.md B). PGD-100 from A' has 20 restarts there.
+secret MNIST network and on the CIFAR-10 one. PGD-100 from A' has 20 restarts there.
 """
 
 

@@ -99,7 +99,7 @@ def adaptive_norm_pgd(
             targeted loss.
 
     References:
-        Ding et al. 2020, "MMA Training", algorithm 1 (paper 001); methods.md F.
+        Ding et al. 2020, "MMA Training", algorithm 1 (paper 001).
 
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> adaptive_norm_pgd(logits_fn, jnp.full((1, 2), 0.6), jnp.array([0]),

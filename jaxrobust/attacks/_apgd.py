@@ -67,7 +67,7 @@ def apgd(
 
     References:
         Croce and Hein 2020 (AutoAttack), algorithm 1; l1: Croce and Hein 2021 ("Mind the box"),
-        algorithm 1 and sec. 4; methods.md L.
+        algorithm 1 and sec. 4.
 
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> apgd(logits_fn, jnp.full((1, 2), 0.7), jnp.array([0]), key=jax.random.key(0),
@@ -118,7 +118,7 @@ def apgd_targeted(
         ValueError: For images, labels, key, ball or counts that cannot be meant.
 
     References:
-        Croce and Hein 2020 (AutoAttack), sec. 4 and 6.2; methods.md L.
+        Croce and Hein 2020 (AutoAttack), sec. 4 and 6.2.
 
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> apgd_targeted(logits_fn, jnp.full((1, 2), 0.7), jnp.array([0]), key=jax.random.key(0),

@@ -107,8 +107,7 @@ def autoattack_members(
         ValueError: For an unknown version or norm.
 
     References:
-        Croce and Hein 2020, sec. 6; l1: Croce and Hein 2021; settings as in the authors' code;
-        methods.md L.
+        Croce and Hein 2020, sec. 6; l1: Croce and Hein 2021; settings as in the authors' code.
 
     >>> list(autoattack_members("rand"))
     ['apgd-ce', 'apgd-dlr']

@@ -119,7 +119,7 @@ def carlini_wagner_l2(
             targeted loss; for a kappa that the loss cannot have.
 
     References:
-        Carlini and Wagner 2017, sec. V and VI-A (paper 001); their code; methods.md C.
+        Carlini and Wagner 2017, sec. V and VI-A (paper 001); their code.
 
     >>> import jax
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)

@@ -117,7 +117,7 @@ def carlini_wagner_l0(
         ValueError: As `carlini_wagner_l2`; for an `initial_c` that is not below `largest_c`.
 
     References:
-        Carlini and Wagner 2017, sec. VI-B (paper 001); their code; methods.md C.
+        Carlini and Wagner 2017, sec. VI-B (paper 001); their code.
 
     >>> logits_fn = lambda x: jnp.stack([x @ jnp.array([2.0, 1.0]), 0 * x[:, 0] + 1], -1)
     >>> x_adv = carlini_wagner_l0(logits_fn, jnp.full((1, 2), 0.5), jnp.array([0]),

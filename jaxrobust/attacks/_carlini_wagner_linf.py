@@ -114,7 +114,7 @@ def carlini_wagner_linf(
         ValueError: As `carlini_wagner_l2`; for an `initial_c` that is not below `largest_c`.
 
     References:
-        Carlini and Wagner 2017, sec. VI-C (paper 001); their code; methods.md C.
+        Carlini and Wagner 2017, sec. VI-C (paper 001); their code.
 
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> carlini_wagner_linf(logits_fn, jnp.full((1, 2), 0.6), jnp.array([0]),

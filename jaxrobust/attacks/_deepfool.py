@@ -68,7 +68,7 @@ def deepfool(
         ValueError: For images, labels, key, box, norm or counts that cannot be meant.
 
     References:
-        Moosavi-Dezfooli et al. 2016, algorithm 2 and eq. 10-11 (paper 001); methods.md C.
+        Moosavi-Dezfooli et al. 2016, algorithm 2 and eq. 10-11 (paper 001).
 
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> deepfool(logits_fn, jnp.full((1, 2), 0.6), jnp.array([0]), key=jax.random.key(0)).round(2)

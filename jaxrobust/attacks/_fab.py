@@ -133,7 +133,7 @@ def fab_targeted(
         ValueError: As `fab`.
 
     References:
-        Croce and Hein 2020, "Reliable evaluation", sec. 5 (AutoAttack); methods.md L.
+        Croce and Hein 2020, "Reliable evaluation", sec. 5 (AutoAttack).
 
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> fab_targeted(logits_fn, jnp.full((1, 2), 0.6), jnp.array([0]),

@@ -119,7 +119,7 @@ def flow_field(
             targeted loss; for a kappa that the loss cannot have.
 
     References:
-        Xiao et al. 2018, eq. 2 to 4 (paper 002, eq. 9); methods.md I.
+        Xiao et al. 2018, eq. 2 to 4 (paper 002, eq. 9).
 
     >>> logits_fn = lambda x: jnp.stack([x[:, 0, 0], x[:, 0, 1] + 0.1], -1)
     >>> x = jnp.array([[[0.8, 0.2, 0.1]]])

@@ -172,7 +172,7 @@ def pgd(
         ValueError: For images, labels, key, ball, step or counts that cannot be meant.
 
     References:
-        Madry et al. 2018 (paper 001); methods.md B.
+        Madry et al. 2018 (paper 001).
 
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> pgd(logits_fn, jnp.full((1, 2), 0.5), jnp.array([0]), key=jax.random.key(0),

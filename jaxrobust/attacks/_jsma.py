@@ -76,7 +76,7 @@ def jsma(
         ValueError: For arguments that cannot be meant, and a gamma that allows no step.
 
     References:
-        Papernot et al. 2016, algorithms 2 and 3; paper 001, table IV; methods.md C.
+        Papernot et al. 2016, algorithms 2 and 3; paper 001, table IV.
 
     >>> logits_fn = lambda x: x @ jnp.array([[0.0, 2.0], [0.0, 3.0], [1.0, 0.0]])
     >>> jsma(logits_fn, jnp.array([[0.25, 0.0, 1.0]]), jnp.array([0]), key=jax.random.key(0),

@@ -22,9 +22,10 @@ Coder = Callable[[Array], Array]
 def reparametrize(decoder: Coder, attack: Attack, *, encoder: Coder, codes: Ball) -> Attack:
     """Attack a code z in place of the image, which is `decoder(z)`.
 
-    The cure for gradients that explode or vanish in a chain of iterations in front of the model: on
-    images that the decoder makes, the chain has nothing left to do, and can be left out of the
-    model that is attacked, or leaves the gradient alone.
+    The cure for gradients that explode or vanish in a chain of iterations in front of the model:
+    images that the decoder makes are such as the chain leaves as they are. Either its gradient is
+    harmless there; or it is left out, by attacking the model without it (`transfer`), and what is
+    found is judged behind the chain.
 
     The search is in the ball `codes` around `encoder(x)`; PGD starts anywhere in it, unless it has
     `random_start=False`. What the model is shown, and what comes back, is `decoder(z)` brought into
@@ -57,6 +58,16 @@ def reparametrize(decoder: Coder, attack: Attack, *, encoder: Coder, codes: Ball
     ...                         codes=Ball("linf", 0.25, box=(0.0, 2.0)))
     >>> doubled(logits_fn, jnp.full((1, 2), 0.5), jnp.array([0]), key=jax.random.key(0),
     ...         ball=Ball("linf", 0.2))
+    Array([[0.375, 0.375]], dtype=float32)
+
+    Behind a chain that has no gradient at all the code is searched on the model alone:
+
+    >>> from jaxrobust.attacks import transfer
+    >>> behind = lambda x: logits_fn(jnp.round(8 * x) / 8)
+    >>> call = {"key": jax.random.key(0), "ball": Ball("linf", 0.2)}
+    >>> doubled(behind, jnp.full((1, 2), 0.5), jnp.array([0]), **call)
+    Array([[0.5, 0.5]], dtype=float32)
+    >>> transfer(logits_fn, doubled)(behind, jnp.full((1, 2), 0.5), jnp.array([0]), **call)
     Array([[0.375, 0.375]], dtype=float32)
     """
     for name, coder in (("decoder", decoder), ("encoder", encoder)):

@@ -60,7 +60,7 @@ def second_order(
         ValueError: As `pgd`; for a negative sigma or a count below 1.
 
     References:
-        Paper 000, eq. 4; methods.md A.
+        Paper 000, eq. 4.
 
     >>> import jax, jax.numpy as jnp
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)

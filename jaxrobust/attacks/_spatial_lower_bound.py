@@ -86,7 +86,7 @@ def spatial_lower_bound(
             ball, range or counts that cannot be meant.
 
     References:
-        Paper 002, Algorithms 1 and 2, Theorems 1 and 2, Eq. 6 to 8 and 12 to 14; methods.md I.
+        Paper 002, Algorithms 1 and 2, Theorems 1 and 2, Eq. 6 to 8 and 12 to 14.
 
     >>> layers = [Flatten(), Dense(jnp.array([[1.0, 0.0], [-1.0, 0.0]]), jnp.zeros(2))]
     >>> found = spatial_lower_bound(layers, (1, 2), 1, ball=FlowBall(0.5))

@@ -85,7 +85,7 @@ def square(
             images of more than three axes.
 
     References:
-        Andriushchenko et al. 2020, algorithms 1 to 3; methods.md L.
+        Andriushchenko et al. 2020, algorithms 1 to 3.
 
     >>> logits_fn = lambda x: jnp.stack([x.sum(-1), 1 - x.sum(-1)], -1)
     >>> square(logits_fn, jnp.full((1, 2), 0.6), jnp.array([0]), key=jax.random.key(0),

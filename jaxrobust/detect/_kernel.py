@@ -88,7 +88,7 @@ def kernel_density(
         ValueError: For embeddings that are not finite; for a class without two different points;
             for a bandwidth, a number of points, a key or thresholds that cannot be meant.
 
-    References: Feinman et al. 2017; Pang et al. 2018, sec. 3; paper 004, sec. 4; methods.md K.
+    References: Feinman et al. 2017; Pang et al. 2018, sec. 3; paper 004, sec. 4.
 
     >>> z = np.array([[0.0], [1.0], [5.0], [6.0]], np.float32)
     >>> density = kernel_density(z, np.array([0, 0, 1, 1]), num_classes=2, bandwidth=1.0)

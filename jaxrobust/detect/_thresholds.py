@@ -78,7 +78,7 @@ def median_thresholds(detector: D, embeddings: Any, labels: Any) -> D:
     Raises:
         ValueError: For embeddings that are not finite, and a class without images.
 
-    References: Pang et al. 2018 (their code); methods.md K.
+    References: Pang et al. 2018 (their code).
 
     >>> from jaxrobust.detect import mahalanobis
     >>> z = np.array([[0.0], [1.0], [2.0], [8.0], [9.0], [10.0]], np.float32)

@@ -116,7 +116,7 @@ def diagnose(
 
     References:
         Athalye et al. 2018, sec. 3 and 4 (paper 001, gradient masking); Carlini et al. 2019 (the
-        evaluation checklist), Croce and Hein 2022; methods.md L.
+        evaluation checklist), Croce and Hein 2022.
 
     >>> rounded = lambda x: jnp.stack([x.sum(-1), 4 - x.sum(-1)], -1).round()
     >>> found = diagnose(rounded, np.full((8, 4), 0.6, np.float32), np.zeros(8, int),

@@ -65,7 +65,7 @@ def smoothed(sigma: float, n: int, fresh: bool = True) -> Gradient:
             step throughout, those of a `Randomized` model too, as the released code of paper 000
             did by its fixed op seed (there all n draws also coincide: n=1 reproduces it).
 
-    References: paper 000, sec. 3 (`E_{d~N(0, sigma^2 I)} grad L(x + d)`); methods.md A.
+    References: paper 000, sec. 3 (`E_{d~N(0, sigma^2 I)} grad L(x + d)`).
 
     >>> import jax.numpy as jnp
     >>> f = smoothed(0.1, 4)(lambda x, key: jnp.sum(x))

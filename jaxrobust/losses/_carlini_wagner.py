@@ -4,7 +4,7 @@ So they are maximised, as every loss is, and are not negative where their target
 f2, f3, f6 and f7 are 0 or more exactly there (ties aside); f1, f4 and f5 ask for a probability of
 one half, which implies it.
 
-References: Carlini and Wagner 2017, sec. V-A (paper 001); methods.md C.
+References: Carlini and Wagner 2017, sec. V-A (paper 001).
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def reverse_cross_entropy(outputs: PyTree, y: Int[Array, ""]) -> Float[Array, ""
         ValueError: For fewer than two classes.
 
     References: Pang et al. 2018 (RCE); paper 004, sec. 3.3, which leaves out that the test uses
-        `softmax(-z)`; methods.md K.
+        `softmax(-z)`.
 
     >>> float(reverse_cross_entropy(jnp.array([-50.0, 0.0, 0.0]), jnp.array(0)))  # log 2
     0.693147...

@@ -77,8 +77,7 @@ def carlini_wagner_cnn(
 ) -> CarliniWagnerCNN:
     """Network of Carlini and Wagner for MNIST; widths of (64, 128, 256) are those for CIFAR-10.
 
-    Published training: SGD of rate 0.01 and Nesterov momentum 0.9, batches of 128, 50 epochs
-    (methods.md C).
+    Published training: SGD of rate 0.01 and Nesterov momentum 0.9, batches of 128, 50 epochs.
 
     References: Carlini and Wagner 2017, table I (paper 001).
 

@@ -169,7 +169,7 @@ def odenet(
         after: A module for the features that have flown.
 
     References: Chen et al. 2018 (neural ODEs); Yan et al. 2020, sec. 3, and its released code
-        (paper 001, tables 1 and 2); methods.md D. Initial weights are Flax's, not PyTorch's.
+        (paper 001, tables 1 and 2). Initial weights are Flax's, not PyTorch's.
 
     >>> model, x = odenet(4), jnp.ones((2, 8, 8, 1))
     >>> model.apply(model.init(jax.random.key(0), x), x).shape
@@ -207,7 +207,7 @@ def tisode(
         max_steps: Where they adapt.
         after: A module for the features that have flown.
 
-    References: Yan et al. 2020, sec. 4, and its released code (paper 001, table 3); methods.md D.
+    References: Yan et al. 2020, sec. 4, and its released code (paper 001, table 3).
         Steady states are not what its field can have: it is never negative.
 
     >>> tisode().step, tisode().timed

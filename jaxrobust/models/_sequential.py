@@ -119,7 +119,7 @@ class MadryCNN(Split, nn.Module):
     """The MNIST network of the Madry challenge.
 
     conv 5x5x32, pool 2, conv 5x5x64, pool 2, dense 1024, dense 10; SAME, ReLU; weights truncated
-    normal of deviation 0.1, biases 0.1 (methods.md B). Image sides must be multiples of 4.
+    normal of deviation 0.1, biases 0.1. Image sides must be multiples of 4.
 
     Attributes:
         num_classes: Number of logits.
@@ -183,7 +183,7 @@ def small_cnn(num_classes: int = 10) -> SmallCNN:
 def conv_small(widths: tuple[int, int, int] = (16, 32, 100), num_classes: int = 10) -> ConvSmall:
     """The small network of the Kolter-Wong line of work; see `ConvSmall`.
 
-    References: Wong and Kolter 2018 (methods.md M).
+    References: Wong and Kolter 2018.
 
     >>> conv_small((2, 4, 64)).widths
     (2, 4, 64)

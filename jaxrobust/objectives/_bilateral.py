@@ -53,8 +53,7 @@ def bilateral(
             state but no `eval_forward`.
 
     References:
-        Wang and Zhang 2019, "Bilateral adversarial training" (paper 001, tables 5, 6 and 9);
-        methods.md G.
+        Wang and Zhang 2019, "Bilateral adversarial training" (paper 001, tables 5, 6 and 9).
     """
     labels = adversarial_labels(beta, gamma)
     made = madry(forward, attack, ball=ball, labels=labels, eval_forward=eval_forward)

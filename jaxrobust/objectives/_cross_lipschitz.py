@@ -32,7 +32,7 @@ def cross_lipschitz(forward: Forward, *, weight: float | Array = 0.1) -> Objecti
 
     References:
         Hein and Andriushchenko 2017, "Formal Guarantees on the Robustness of a Classifier against
-        Adversarial Manipulation"; paper 001 (which swaps its footnotes); methods.md E.
+        Adversarial Manipulation"; paper 001 (which swaps its footnotes).
 
     >>> import jax
     >>> from jaxrobust.types import Batch

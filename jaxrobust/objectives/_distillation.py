@@ -45,7 +45,7 @@ def distillation(
 
     References:
         Papernot et al. 2016 (distillation as a defense), sec. IV; paper 001, table VI, which breaks
-        it; methods.md C. Gradients carry a factor 1 / T, which Hinton et al. 2015 cancel by T^2 and
+        it. Gradients carry a factor 1 / T, which Hinton et al. 2015 cancel by T^2 and
         these do not.
     """
     check_temperature(temperature)

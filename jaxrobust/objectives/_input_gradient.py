@@ -40,7 +40,7 @@ def input_gradient(
     References:
         Ross and Doshi-Velez 2018, "Improving the Adversarial Robustness and Interpretability of
         Deep Neural Networks by Regularizing their Input Gradients"; Drucker and Le Cun 1992; paper
-        001 (which swaps its footnotes); methods.md E.
+        001 (which swaps its footnotes).
 
     >>> objective = input_gradient(lambda w, s, x: (x @ w, s), weight=1.0)
     >>> batch = Batch(jnp.zeros((1, 1)), jnp.array([0]), jnp.array([0]))

@@ -46,7 +46,7 @@ def jacobian(
 
     References:
         Hoffman, Roberts and Yaida 2019, "Robust Learning with Jacobian Regularization"; paper 001
-        (Jakubovitz and Giryes 2018); methods.md E.
+        (Jakubovitz and Giryes 2018).
 
     >>> from jaxrobust.types import Batch
     >>> objective = jacobian(lambda w, s, x: (x @ w, s), weight=1.0, num_projections=None)

@@ -60,7 +60,7 @@ def adversarial_labels(beta: float | Array = 9.0, gamma: float | Array = 0.01) -
         ValueError: For numbers that are not finite and at least 0, or a gamma of 0, which leaves no
             shares where all wrong classes are equally likely.
 
-    References: paper 001 (bilateral adversarial training); methods.md G.
+    References: paper 001 (bilateral adversarial training).
 
     >>> adversarial_labels(2.0, 1.0)(jnp.array([5.0, 1.0, 0.0]), jnp.array(0))  # w is 1 and 2
     Array([0.5714..., 0.1428..., 0.2857...], dtype=float32)

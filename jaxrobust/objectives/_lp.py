@@ -48,7 +48,7 @@ def lp_robust(
 
     References:
         Wong and Kolter, Provable Defenses against Adversarial Examples via the Convex Outer
-        Adversarial Polytope, ICML 2018, Theorem 2; methods.md M.
+        Adversarial Polytope, ICML 2018, Theorem 2.
 
     >>> from jaxrobust.layers import Dense
     >>> layers = lambda w: [Dense(w, jnp.zeros(2))]

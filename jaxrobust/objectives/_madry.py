@@ -57,7 +57,7 @@ def madry(
             first step, for a model with a state but no `eval_forward`.
 
     References:
-        Madry et al. 2018, eq. 2.1 (paper 001); methods.md B.
+        Madry et al. 2018, eq. 2.1 (paper 001).
     """
     check_takes(attack, ("ball",), "which stays within it: attacks.pgd, say")
     if labels is not None and not callable(labels):

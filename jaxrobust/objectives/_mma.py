@@ -84,7 +84,7 @@ def mma(
 
     References:
         Ding et al. 2020, "MMA Training: Direct Input Space Margin Maximization through Adversarial
-        Training", algorithm 2 (paper 001); methods.md F.
+        Training", algorithm 2 (paper 001).
     """
     checks.check_count(num_examples, "num_examples")
     checks.check_choice(norm, "norm", ("linf", "l2"))

@@ -38,7 +38,7 @@ def pdm(forward: Forward, *, same_class: float = 0.5) -> Objective:
             embedding.
 
     References:
-        Paper 004, Algorithm 1; methods.md K. Departures: pairs within the batch, and the typo of
+        Paper 004, Algorithm 1. Departures: pairs within the batch, and the typo of
         line 13 (`siamese`); the variances of `x_1` are averaged over the classes present, as the
         text has it, where Algorithm 1 sums them (`reduce_variance`). Published: ResNet-56, SGD of
         rate 0.1, batches of 128, L2 of 0.002; 80 epochs (MNIST), 400 (CIFAR-10).

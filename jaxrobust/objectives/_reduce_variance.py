@@ -34,7 +34,7 @@ def reduce_variance(forward: Forward) -> Objective:
         ValueError: At the first step, for a model that exposes no embedding.
 
     References:
-        Paper 004, sec. 3.2, Eq. 5 and Algorithm 1; methods.md K.
+        Paper 004, sec. 3.2, Eq. 5 and Algorithm 1.
 
     >>> from jaxrobust.types import Batch
     >>> objective = reduce_variance(lambda p, s, x: ((x, x * p), s))

@@ -26,7 +26,7 @@ def reverse_cross_entropy(forward: Forward) -> Objective:
         is no smaller than the logarithm of the number of wrong classes.
 
     References:
-        Pang et al. 2018 (RCE), whose released recipe is in methods.md K; paper 004, sec. 3.3.
+        Pang et al. 2018 (RCE); paper 004, sec. 3.3.
 
     >>> from jaxrobust.types import Batch
     >>> objective = reverse_cross_entropy(lambda p, s, x: (x * p, s))

@@ -60,7 +60,7 @@ def siamese(forward: Forward, *, same_class: float = 0.5) -> Objective:
             embedding.
 
     References:
-        Paper 004, sec. 3.1 and Algorithm 1; methods.md K.
+        Paper 004, sec. 3.1 and Algorithm 1.
 
     >>> from jaxrobust.types import Batch
     >>> objective = siamese(lambda p, s, x: ((x, x * p), s))

@@ -70,7 +70,7 @@ def spatial_sdp(
         ValueError: For a rule that is none; at the first step, for a network whose inputs are not
             images of this shape.
 
-    References: paper 002, eq. 9, proposition 2 and sec. 6.7, corrected (methods.md I); paper 003,
+    References: paper 002, eq. 9, proposition 2 and sec. 6.7, corrected; paper 003,
         eq. 15.
     """
     reach = math.sqrt(2.0) * largest_displacement(shape, null_space).ravel()

@@ -52,7 +52,7 @@ def stability(
         ValueError: For a negative sigma or weight, or an unknown form.
 
     References:
-        Paper 000, sec. 5 and app. H; Zheng et al. 2016 (stability training); methods.md A.
+        Paper 000, sec. 5 and app. H; Zheng et al. 2016 (stability training).
 
     >>> objective = stability(lambda p, s, x: (x * p, s), sigma=0.0)
     >>> batch = Batch(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([0]))

@@ -39,8 +39,7 @@ def steady_state(
         ValueError: For a negative weight; for a model that returns no drift.
 
     References:
-        Yan et al. 2020 (on robustness of neural ODEs), eq. 6, and its released code; paper 001;
-        methods.md D.
+        Yan et al. 2020 (on robustness of neural ODEs), eq. 6, and its released code; paper 001.
 
     >>> from jaxrobust.types import Batch
     >>> objective = steady_state(lambda p, s, x: ((x, p * x[:, 0]), s), weight=0.5)

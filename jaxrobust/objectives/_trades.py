@@ -57,7 +57,7 @@ def trades(
 
     References:
         Zhang et al. 2019, "Theoretically principled trade-off between robustness and accuracy"
-        (TRADES), eq. 5; methods.md F.
+        (TRADES), eq. 5.
     """
     checks.check_takes(attack, ("ball", "loss", "start"), "as attacks.pgd does")
     checks.check_radius(beta, "beta")

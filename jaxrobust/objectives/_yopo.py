@@ -64,7 +64,7 @@ def yopo(
             meant; at the first step, for a stem whose output is no batch of the images' length.
 
     References:
-        Zhang et al. 2019, "You Only Propagate Once" (paper 001); methods.md H.
+        Zhang et al. 2019, "You Only Propagate Once" (paper 001).
     """
     made = "which objectives.from_split_module(module) returns"
     if trunk is None:

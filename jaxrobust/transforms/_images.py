@@ -69,8 +69,8 @@ def resize_and_pad(
     Raises:
         ValueError: For what is no image of three dimensions; for a padding below 1.
 
-    References: Xie et al. 2018 (mitigating adversarial effects through randomization), sec. 3;
-        methods.md D. Theirs interpolates from corner pixel to corner pixel.
+    References: Xie et al. 2018 (mitigating adversarial effects through randomization), sec. 3.
+        Theirs interpolates from corner pixel to corner pixel.
 
     >>> canvas = resize_and_pad(jnp.ones((2, 2, 1)), jax.random.key(0), padding=1)
     >>> canvas.shape, float(canvas.sum())
@@ -115,7 +115,7 @@ def sometimes_noisy(
         sigmas: Deviations in pixel units, each as likely; the published ones are MNIST's.
         probability: Share of the images that get noise.
 
-    References: Yan et al. 2020 (TisODE), released code; paper 001, table 2; methods.md D.
+    References: Yan et al. 2020 (TisODE), released code; paper 001, table 2.
 
     >>> sometimes_noisy(jnp.ones((2, 2, 1)), jax.random.key(0), probability=0.0).sum()
     Array(4., dtype=float32)

@@ -189,7 +189,7 @@ def reversed_logits(logits_fn: LogitsFn) -> LogitsFn:
     Returns:
         The reversed model, a pytree wherever the given one is.
 
-    References: Pang et al. 2018 (RCE); paper 004 leaves it out; methods.md K.
+    References: Pang et al. 2018 (RCE); paper 004 leaves it out.
 
     >>> reversed_logits(lambda x: x)(jnp.array([[3.0, 1.0]]))
     Array([[-3., -1.]], dtype=float32)
