@@ -206,4 +206,4 @@ def rendered(text: str, record: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(tyro.cli(Args, prog="python -m benchmarks.run"))

@@ -65,4 +65,4 @@ def _images(place: evaluate.Place) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(tyro.cli(Args, prog="python -m experiments.spatial"))
