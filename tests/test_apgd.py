@@ -151,14 +151,14 @@ def test_steps_are_those_of_the_algorithm(norm):
 
 def test_budget():
     logits_fn, _, x, _ = problem(0)
-    counted = lambda attack, norm="linf": count(attack, logits_fn, x, 3, jr.Ball(norm, 0.1))
+    counted = lambda attack, norm="linf": count(attack, logits_fn, x, jr.Ball(norm, 0.1))
     apgd = functools.partial(jr.attacks.apgd, num_steps=7)
     assert counted(apgd) == (8, 16)  # and a plain forward each, which XLA merges
     assert counted(functools.partial(apgd, num_restarts=2)) == (16, 32)
     averaged = functools.partial(apgd, gradient=jr.gradients.eot(4))
     assert counted(averaged) == (8, 16)  # a model that ignores its key is asked once
     noise = lambda x, key: logits_fn(x) + jax.random.normal(key, (len(x), 3))
-    assert count(averaged, jr.Randomized(noise), x, 3, jr.Ball("linf", 0.1)) == (8, 32)
+    assert count(averaged, jr.Randomized(noise), x, jr.Ball("linf", 0.1)) == (8, 32)
     larger = functools.partial(jr.attacks.apgd, num_steps=10, larger_eps=True)
     assert counted(larger, "l1") == (13, 26)
     targeted = functools.partial(jr.attacks.apgd_targeted, num_steps=7)

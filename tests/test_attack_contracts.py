@@ -130,7 +130,7 @@ def test_one_trace_for_each_shape_asks_the_model_no_more_often_than_counted(name
 
     ball = jr.Ball(norm, 0.01)  # too small for square to end early
     assert traced_by(1.0, ball) > 1
-    spent, counted = (len(gradients), len(forwards)), count(attack, logits_fn, x, 3, ball)
+    spent, counted = (len(gradients), len(forwards)), count(attack, logits_fn, x, ball)
     assert 0 < spent[1] <= counted[1]
     draws = 3 if name == "second_order" else 1  # all of which are one gradient there
     assert spent[0] <= draws * counted[0]

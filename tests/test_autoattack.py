@@ -72,7 +72,7 @@ def test_its_members_spend_what_is_published(version):
     spent["judged"] = (0, 1 + len(spent))  # the clean image, and each member's
     of_all = tuple(sum(each) for each in zip(*spent.values(), strict=True))
     attack = functools.partial(jr.attacks.autoattack, version=version)
-    assert count(attack, logits_fn, x, 3, jr.Ball("linf", 0.1)) == of_all
+    assert count(attack, logits_fn, x, jr.Ball("linf", 0.1)) == of_all
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

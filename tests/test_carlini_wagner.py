@@ -201,10 +201,10 @@ def test_wrong_rows_cost_nothing():
 def test_what_is_counted():
     logits_fn, _, x, _ = affine()
     against = functools.partial(jr.attacks.carlini_wagner_l2, num_steps=7, num_searches=3)
-    spent = count(jr.attacks.against(against), logits_fn, x, 3, jr.Ball("l2", 0.1))
+    spent = count(jr.attacks.against(against), logits_fn, x, jr.Ball("l2", 0.1))
     assert spent == (21, 22)  # one forward finds the images that are wrong already
     noisy = functools.partial(against, gradient=jr.gradients.smoothed(0.1, 2))
-    _, forwards = count(jr.attacks.against(noisy), logits_fn, x, 3, jr.Ball("l2", 0.1))
+    _, forwards = count(jr.attacks.against(noisy), logits_fn, x, jr.Ball("l2", 0.1))
     assert forwards == 1 + 21 * 3
 
 

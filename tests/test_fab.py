@@ -173,7 +173,7 @@ def test_only_the_gap_of_two_logits_is_differentiated():
         run = functools.partial(attack, num_steps=10)
         count = jr.evaluation._count.count
         return count(jr.attacks.against(run), jax.tree_util.Partial(jnp.matmul, b=kernel), x,
-                     classes, jr.Ball("linf", 0.1))[0]  # fmt: skip
+                     jr.Ball("linf", 0.1))[0]  # fmt: skip
 
     two = functools.partial(jr.attacks.fab_targeted, num_targets=2)
     assert gradients(two, 3) == gradients(two, 30) == 20

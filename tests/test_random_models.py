@@ -58,11 +58,11 @@ def test_what_success_costs():
     random = jr.Randomized(lambda x, key: logits_fn(x) + 0.01 * jax.random.normal(key, (len(x), 3)))
     attack = jr.attacks.against(functools.partial(jr.attacks.fmn, num_steps=7))
     ball = jr.Ball("linf", 0.1)
-    assert count(attack, logits_fn, x, 3, ball) == (7, 14)
-    assert count(attack, random, x, 3, ball) == (7, 14 + 7 * DRAWS)
+    assert count(attack, logits_fn, x, ball) == (7, 14)
+    assert count(attack, random, x, ball) == (7, 14 + 7 * DRAWS)
     both = jr.attacks.first_success({"fgsm": jr.attacks.fgsm, "bim": jr.attacks.bim}, chunk=1)
-    assert count(both, logits_fn, x, 3, ball) == (11, 11 + 3)
-    assert count(both, random, x, 3, ball) == (11, 11 + 3 * DRAWS)
+    assert count(both, logits_fn, x, ball) == (11, 11 + 3)
+    assert count(both, random, x, ball) == (11, 11 + 3 * DRAWS)
 
 
 def brighter(x):

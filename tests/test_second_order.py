@@ -110,8 +110,8 @@ def test_tracing_costs_pgd_nothing():
         pgd = functools.partial(jr.attacks.pgd, **options)
         trace = functools.partial(jr.attacks.pgd_trace, **options)
         first = lambda *args, trace=trace, **kwargs: trace(*args, **kwargs)[0]
-        assert count(pgd, logits_fn, x, 3, jr.Ball("l2", 0.1)) == (6, 6 * each)
-        assert count(first, logits_fn, x, 3, jr.Ball("l2", 0.1)) == (6, 6 * (each + 1))
+        assert count(pgd, logits_fn, x, jr.Ball("l2", 0.1)) == (6, 6 * each)
+        assert count(first, logits_fn, x, jr.Ball("l2", 0.1)) == (6, 6 * (each + 1))
         # Where the trace is thrown away, what it cost is gone from the program.
         assert flops(first, logits_fn, x, y) == flops(pgd, logits_fn, x, y)
 

@@ -85,7 +85,7 @@ def test_images_lie_on_the_sphere(norm, shape):
 def test_budget_and_an_early_end():
     logits_fn, _, x, y = problem(0)
     few = functools.partial(jr.attacks.square, num_queries=50)
-    assert count(few, logits_fn, x, 3, jr.Ball("linf", 0.1)) == (0, 50)
+    assert count(few, logits_fn, x, jr.Ball("linf", 0.1)) == (0, 50)
     wrong = ((y + 1) % 3).astype(np.int32)  # any image will do: the start comes back
     ball = jr.Ball("linf", 0.01)
     first = functools.partial(jr.attacks.square, num_queries=1, rescale=False)
