@@ -19,6 +19,8 @@ import jax
 from jaxrobust.evaluation import environment
 
 ROOT = Path(__file__).resolve().parent.parent
+RIVALS = ("torch", "foolbox", "torchattacks", "adversarial-robustness-toolbox")
+"""Packages whose versions a record names, beside those of jaxrobust."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +80,13 @@ def _seconds(run: Callable[[], Any]) -> tuple[float, Any]:
 
 def provenance(seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Command, commit, versions, device and seed of a run."""
-    packages = ("torch", "foolbox", "torchattacks", "adversarial-robustness-toolbox")
     arguments = [os.path.relpath(a) if os.path.isabs(a) else a for a in sys.argv[1:]]
     command = shlex.join(["python", "-m", "benchmarks.run", *arguments])
     return {
         "command": command,
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "environment": environment() | {name: metadata.version(name) for name in packages},
+        "environment": environment() | {name: metadata.version(name) for name in RIVALS},
         "processor": _processor(),
         "seed": seed,
         "settings": dict(settings),

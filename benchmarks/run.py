@@ -188,9 +188,7 @@ def rendered(text: str, record: Mapping[str, Any]) -> str:
         headings = list(columns(rows[0]))
         lines += [f"**{title}**", "", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
         lines += [f"| {' | '.join(columns(row).values())} |" for row in rows] + [""]
-    packages = (
-        "jaxrobust", "jax", "torch", "foolbox", "torchattacks", "adversarial-robustness-toolbox",
-    )  # fmt: skip
+    packages = ("jaxrobust", "jax", *_clock.RIVALS)
     lines += [
         f"{processor['model']}, {processor['cores']} cores ({record['torch_threads']} for torch); "
         + ", ".join(f"{package} {versions[package]}" for package in packages)
